@@ -1,0 +1,301 @@
+"""The agent: it acts, and one call learns from one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mudreamer_fast.actor_critic import ActorCritic
+from mudreamer_fast.backend import load_ops, resolve_backend
+from mudreamer_fast.config import Config
+from mudreamer_fast.distributions import bound_action
+from mudreamer_fast.envs.vector_env import ActionSpec, ArraySpec
+from mudreamer_fast.imagination import imagine
+from mudreamer_fast.networks import features
+from mudreamer_fast.optim import ClippedAdam, move_average
+from mudreamer_fast.world_model import WorldModel
+
+ACTING_SEED_OFFSET = 1_000_003
+"""Apart from the learner's seed, so that acting more or less does not change what it draws."""
+
+
+@dataclass
+class PolicyState:
+    """What the agent remembers between two steps of the same environments."""
+
+    deter: Tensor
+    """(N, D)."""
+    stoch: Tensor
+    """(N, G, C)."""
+    action: Tensor
+    """(N, A), the last action."""
+    generator: torch.Generator
+    """Draws latents and actions."""
+
+
+class Agent:
+    """World model, actor and critic with their optimisers.
+
+    Args:
+        config: the run's configuration.
+        observation_spec: of one environment, by name.
+        action_spec: of one environment.
+        device: where the model lives.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        observation_spec: Mapping[str, ArraySpec],
+        action_spec: ActionSpec,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.action_spec = action_spec
+        self.backend = resolve_backend(config.train.backend, device)
+        ops = load_ops(self.backend)
+        shapes = {name: spec.shape for name, spec in observation_spec.items()}
+        size, continuous = action_spec.size, action_spec.continuous
+        self.observations = tuple(shapes)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.train.seed)
+            world_model = WorldModel(
+                config.model, config.behaviour, shapes, size, continuous, ops
+            )
+            behaviour = ActorCritic(
+                config.model,
+                config.behaviour,
+                world_model.rssm.feature_size,
+                size,
+                continuous,
+                ops,
+            )
+        self.world_model = world_model.to(device)
+        self.behaviour = behaviour.to(device)
+        self.generator = torch.Generator(device).manual_seed(config.train.seed)
+        self.updates = 0
+        self._make_optimisers()
+
+    def _make_optimisers(self) -> None:
+        model, behaviour = self.config.model, self.config.behaviour
+        self.optimisers = {
+            "world_model": ClippedAdam(
+                self.world_model.trained_parameters(),
+                model.learning_rate,
+                model.adam_eps,
+                model.clip_norm,
+            ),
+            "actor": ClippedAdam(
+                self.behaviour.actor.parameters(),
+                behaviour.actor_learning_rate,
+                behaviour.adam_eps,
+                behaviour.clip_norm,
+            ),
+            "critic": ClippedAdam(
+                self.behaviour.critic.parameters(),
+                behaviour.critic_learning_rate,
+                behaviour.adam_eps,
+                behaviour.clip_norm,
+            ),
+        }
+        if self.world_model.decoder is not None:
+            self.optimisers["decoder"] = ClippedAdam(
+                self.world_model.decoder.parameters(),
+                model.learning_rate,
+                model.adam_eps,
+                model.clip_norm,
+            )
+
+    def initial_state(self, num_envs: int, seed: int | None = None) -> PolicyState:
+        """A state for environments that are about to be reset.
+
+        Args:
+            num_envs: N.
+            seed: of the draws; None takes the run's.
+        """
+        deter, stoch = self.world_model.rssm.empty_state(num_envs)
+        action = deter.new_zeros(num_envs, self.action_spec.size)
+        seed = self.config.train.seed if seed is None else seed
+        generator = torch.Generator(self.device).manual_seed(seed + ACTING_SEED_OFFSET)
+        return PolicyState(deter, stoch, action, generator)
+
+    @torch.no_grad()
+    def act(
+        self,
+        observation: Mapping[str, np.ndarray],
+        is_first: np.ndarray,
+        state: PolicyState,
+        mode: Literal["sample", "eval"] = "sample",
+    ) -> tuple[np.ndarray, PolicyState]:
+        """Look at one step of N environments and act.
+
+        Args:
+            observation: (N, *shape) by name.
+            is_first: (N,) bool; where it holds, what `state` remembers is forgotten.
+            state: from `initial_state` or from the last call.
+            mode: "sample" draws from the policy, "eval" takes its most likely action.
+
+        Returns:
+            Actions (N, A) float32, in [-1, 1] or one-hot, and the next state.
+        """
+        rssm, actor = self.world_model.rssm, self.behaviour.actor
+        batch = {name: self._tensor(observation[name][:, None]) for name in self.observations}
+        rows = len(is_first)
+        self.world_model.eval()
+        seen = rssm.observe(
+            self.world_model.encoder(batch),
+            state.action[:, None],
+            self._tensor(is_first[:, None]),
+            self._uniforms(state.generator, rows, 1, rssm.config.groups),
+            (state.deter, state.stoch),
+        )
+        deter, stoch = seen.deter[:, 0], seen.stoch[:, 0]
+        policy = actor(features(deter, stoch))
+        if mode == "eval":
+            action = policy.mode
+        else:
+            action = policy.sample(self._action_noise(state.generator, rows))
+        action = bound_action(action)
+        return action.cpu().numpy(), PolicyState(deter, stoch, action, state.generator)
+
+    def update(self, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Learn from one batch: the world model, then actor and critic on what it imagines.
+
+        Args:
+            batch: observations (B, T, *shape) by name, action (B, T, A), reward, is_first and
+                is_terminal (B, T).
+
+        Returns:
+            Metrics of this update by name.
+        """
+        data = {name: self._tensor(array) for name, array in batch.items()}
+        self.world_model.train()
+        metrics, deter, stoch = self._update_world_model(data)
+        metrics |= self._update_behaviour(deter, stoch, data["is_terminal"].flatten())
+        config = self.config
+        move_average(
+            self.world_model.slow_value, self.world_model.value, config.model.slow_value_decay
+        )
+        move_average(
+            self.behaviour.slow_critic,
+            self.behaviour.critic,
+            config.behaviour.slow_critic_decay,
+        )
+        self.updates += 1
+        values = torch.stack([metric.detach().float() for metric in metrics.values()]).tolist()
+        return dict(zip(metrics, values, strict=True))
+
+    def _update_world_model(
+        self, data: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """One step of the world model; gives metrics and the posterior states to imagine from."""
+        rows, steps = data["is_first"].shape
+        uniforms = self._uniforms(self.generator, rows, steps, self.config.model.groups)
+        loss = self.world_model.loss(data, uniforms)
+        metrics = {f"world_model/{name}": value for name, value in loss.metrics.items()}
+        if loss.decoder is not None:
+            self.optimisers["decoder"].step(loss.decoder, retain_graph=True)
+        metrics["world_model/grad_norm"] = self.optimisers["world_model"].step(loss.total)
+        return metrics, loss.deter.detach().flatten(0, 1), loss.stoch.detach().flatten(0, 1)
+
+    def _update_behaviour(
+        self, deter: Tensor, stoch: Tensor, is_terminal: Tensor
+    ) -> dict[str, Tensor]:
+        """One step of actor and critic on rollouts from N states."""
+        horizon = self.config.behaviour.horizon
+        rows = len(deter)
+        trajectory = imagine(
+            self.world_model,
+            self.behaviour.actor,
+            deter,
+            stoch,
+            is_terminal,
+            self._uniforms(self.generator, rows, horizon, self.config.model.groups),
+            self._action_noise(self.generator, rows, horizon),
+            self.config.behaviour,
+            self.behaviour.through_dynamics,
+        )
+        loss = self.behaviour.loss(trajectory)
+        actor, critic = self.optimisers["actor"], self.optimisers["critic"]
+        # Both gradients before either step: the losses share one pass of the critic.
+        actor_gradients = actor.gradients(loss.actor, retain_graph=True)
+        critic_gradients = critic.gradients(loss.critic)
+        metrics = {f"behaviour/{name}": value for name, value in loss.metrics.items()}
+        metrics["behaviour/actor_grad_norm"] = actor.apply(actor_gradients)
+        metrics["behaviour/critic_grad_norm"] = critic.apply(critic_gradients)
+        return metrics
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Decode the posterior states of a batch into images (B, T, c, 64, 64) uint8."""
+        decoder = self.world_model.decoder
+        if decoder is None:
+            raise ValueError("this agent has no decoder: set model.decoder and observe pixels")
+        data = {name: self._tensor(array) for name, array in batch.items()}
+        rows, steps = data["is_first"].shape
+        self.world_model.eval()
+        seen = self.world_model.rssm.observe(
+            self.world_model.encoder(data),
+            data["action"],
+            data["is_first"],
+            self._uniforms(
+                torch.Generator(self.device).manual_seed(0), rows, steps, self.config.model.groups
+            ),
+        )
+        images = (decoder(features(seen.deter, seen.stoch)) + 0.5) * 255.0
+        return images.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Trained parameters, by part."""
+        parts = {
+            "encoder": self.world_model.encoder,
+            "rssm": self.world_model.rssm,
+            "reward": self.world_model.reward,
+            "continue": self.world_model.cont,
+            "value": self.world_model.value,
+            "action_predictor": self.world_model.action,
+            "decoder": self.world_model.decoder,
+            "actor": self.behaviour.actor,
+            "critic": self.behaviour.critic,
+        }
+        return {
+            name: sum(parameter.numel() for parameter in part.parameters())
+            for name, part in parts.items()
+            if part is not None
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything learned, and the generator: weights, moments, averages, update count."""
+        return {
+            "world_model": self.world_model.state_dict(),
+            "behaviour": self.behaviour.state_dict(),
+            "optimisers": {name: adam.state_dict() for name, adam in self.optimisers.items()},
+            "generator": self.generator.get_state(),
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.world_model.load_state_dict(state["world_model"])
+        self.behaviour.load_state_dict(state["behaviour"])
+        for name, adam in self.optimisers.items():
+            adam.load_state_dict(state["optimisers"][name])
+        self.generator.set_state(state["generator"].cpu())
+        self.updates = state["updates"]
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def _uniforms(self, generator: torch.Generator, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, device=self.device)
+
+    def _action_noise(self, generator: torch.Generator, *shape: int) -> Tensor:
+        size = self.behaviour.actor.noise_size
+        draw = torch.randn if self.action_spec.continuous else torch.rand
+        return draw(*shape, size, generator=generator, device=self.device)

@@ -1,0 +1,323 @@
+"""Every number of a run, typed and explained: frozen dataclasses that become the command line.
+
+Sources of the defaults: MuDreamer (arXiv 2405.15083) and DreamerV3 (arXiv 2301.04104v1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+SizeName = Literal["XS", "S", "M", "L", "XL"]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be run; the message is shown to the user as it is."""
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Widths and depths of one model."""
+
+    deter: int
+    """D, units of the recurrent state."""
+    hidden: int
+    """U, units of every hidden layer."""
+    conv: int
+    """c, channels of the first convolution."""
+    layers: int
+    """Hidden layers of each head, the actor and the critic."""
+
+
+SIZES: dict[SizeName, Dimensions] = {
+    "XS": Dimensions(deter=256, hidden=256, conv=24, layers=1),
+    "S": Dimensions(deter=512, hidden=512, conv=32, layers=2),
+    "M": Dimensions(deter=1024, hidden=640, conv=48, layers=3),
+    "L": Dimensions(deter=2048, hidden=768, conv=64, layers=4),
+    "XL": Dimensions(deter=4096, hidden=1024, conv=96, layers=5),
+}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _require_positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        _require(value is None or value > 0, f"{name} must be positive, got {value}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The world model: what it is made of and how it is trained."""
+
+    size: SizeName = "S"
+    """Preset of widths and depths; the four fields below override it one by one."""
+    deter: int | None = None
+    """Units of the recurrent state; None takes the size's."""
+    hidden: int | None = None
+    """Units of every hidden layer; None takes the size's."""
+    conv: int | None = None
+    """Channels of the first convolution; None takes the size's."""
+    layers: int | None = None
+    """Hidden layers of each head, the actor and the critic; None takes the size's."""
+    groups: int = 32
+    """G, number of categorical latents."""
+    classes: int = 32
+    """C, classes of each categorical latent."""
+    unimix: float = 0.01
+    """Share of the uniform distribution mixed into every categorical."""
+    bins: int = 255
+    """Bins of the two-hot reward and value distributions, over symlog [-20, 20]."""
+    batch_norm: Literal["posterior", "encoder", "both", "none"] = "posterior"
+    """Where batch norm stands in place of layer norm; without any, nothing prevents collapse."""
+    batch_norm_statistics: Literal["step", "running"] = "step"
+    """What the posterior's batch norm normalises with in training: the rows of one time step,
+    or the running statistics."""
+    batch_norm_update: Literal["pooled", "step"] = "pooled"
+    """Running statistics move once per batch with the statistics pooled over its steps, or at
+    every step."""
+    batch_norm_momentum: float = 0.1
+    """Weight of the newest statistics in the running ones."""
+    norm_eps: float = 1e-3
+    """Added to the variance in layer norm and batch norm."""
+    decoder: bool = False
+    """Also train a decoder on stopped gradients, for pictures of what the model knows."""
+    action_predictor: bool = True
+    """Predict the previous action from features and previous state; off is the paper's ablation."""
+    free_nats: float = 1.0
+    """The KL divergence below which neither KL term has a gradient."""
+    prediction_scale: float = 1.0
+    """Weight of the reward, continue, value and action losses."""
+    dynamics_scale: float = 0.95
+    """Weight of the KL that moves the prior towards the posterior."""
+    representation_scale: float = 0.05
+    """Weight of the KL that moves the posterior towards the prior."""
+    slow_value_decay: float = 0.98
+    """Decay of the moving average of the value head that bootstraps the value targets."""
+    learning_rate: float = 1e-4
+    """Adam's step size for the world model."""
+    adam_eps: float = 1e-8
+    """Adam's epsilon for the world model."""
+    clip_norm: float = 1000.0
+    """Largest global gradient norm of the world model."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.size in SIZES, f"size must be one of {', '.join(SIZES)}, got {self.size!r}"
+        )
+        _require_positive(
+            self, "deter", "hidden", "conv", "layers", "groups", "bins", "norm_eps",
+            "learning_rate", "adam_eps", "clip_norm",
+        )  # fmt: skip
+        _require(self.classes > 1, f"classes must be at least 2, got {self.classes}")
+        _require(self.bins % 2 == 1, f"bins must be odd, so that one bin is zero, got {self.bins}")
+        _require(0 <= self.unimix < 1, f"unimix must be in [0, 1), got {self.unimix}")
+        for name in ("batch_norm_momentum", "slow_value_decay"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
+        for name in (
+            "free_nats", "prediction_scale", "dynamics_scale", "representation_scale",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} must not be negative, got {value}")
+
+    @property
+    def dimensions(self) -> Dimensions:
+        """The size's dimensions with the overrides applied."""
+        chosen = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(Dimensions)
+            if getattr(self, f.name) is not None
+        }
+        return dataclasses.replace(SIZES[self.size], **chosen)
+
+
+@dataclass(frozen=True)
+class BehaviourConfig:
+    """Actor and critic, learned on imagined rollouts."""
+
+    horizon: int = 15
+    """H, imagined steps."""
+    discount: float = 0.997
+    """Discount of one policy step."""
+    lam: float = 0.95
+    """Lambda of the lambda-returns, imagined and replayed alike."""
+    actor_gradient: Literal["auto", "dynamics", "reinforce"] = "auto"
+    """Gradient of the actor: through the learned dynamics, or REINFORCE; auto takes dynamics for
+    continuous actions and REINFORCE for discrete ones."""
+    entropy_scale: float = 3e-4
+    """Weight of the policy's entropy in the actor loss."""
+    return_decay: float = 0.99
+    """Decay of the moving averages of the 5th and 95th return percentiles."""
+    slow_critic_decay: float = 0.98
+    """Decay of the moving average of the critic."""
+    slow_critic_scale: float = 1.0
+    """Weight of the critic's loss towards its own moving average."""
+    actor_learning_rate: float = 3e-5
+    """Adam's step size for the actor."""
+    critic_learning_rate: float = 3e-5
+    """Adam's step size for the critic."""
+    adam_eps: float = 1e-5
+    """Adam's epsilon for actor and critic."""
+    clip_norm: float = 100.0
+    """Largest global gradient norm of the actor, and of the critic."""
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "horizon", "actor_learning_rate", "critic_learning_rate", "adam_eps", "clip_norm"
+        )
+        for name in ("discount", "lam", "return_decay", "slow_critic_decay"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
+        for name in ("entropy_scale", "slow_critic_scale"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} must not be negative, got {value}")
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The task and how it is seen."""
+
+    task: str = "dmc/walker_walk"
+    """Suite and task, such as dmc/cartpole_balance; `mudreamer-fast info` lists them."""
+    observation: Literal["pixels", "vector", "both"] = "pixels"
+    """What the agent sees: rendered images, the simulator's state vector, or both."""
+    action_repeat: int = 2
+    """Simulator steps per policy step; rewards are summed over them."""
+    num_envs: int = 4
+    """Environments that act side by side."""
+    image_size: int = 64
+    """Height and width of the images; the encoder is made for 64."""
+    camera: int | None = None
+    """Camera that films the robot; None takes the suite's usual one (2 for quadruped, else 0)."""
+    backend: Literal["auto", "envpool", "dm_control"] = "auto"
+    """Simulator front end; auto takes EnvPool where it imports, dm_control otherwise."""
+    render_profile: Literal["auto", "reference", "light", "flat"] = "auto"
+    """Rendering quality; auto takes reference on a GPU and light in software."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "action_repeat", "num_envs")
+        _require(self.image_size == 64, f"image_size must be 64, got {self.image_size}")
+        _require(
+            self.task.count("/") == 1 and not self.task.startswith("/"),
+            f"task must read suite/name, such as dmc/walker_walk, got {self.task!r}",
+        )
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """The replay buffer and what is drawn from it."""
+
+    capacity_steps: int = 1_000_000
+    """Policy steps kept, over all environments; the oldest go first. Memory grows as it fills."""
+    batch_size: int = 16
+    """B, sequences in a batch."""
+    batch_length: int = 64
+    """T, steps in a sequence."""
+    gather_threads: int = 2
+    """Threads that copy a batch out of the buffer."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "batch_size", "batch_length", "gather_threads")
+        _require(
+            self.capacity_steps > self.batch_length,
+            f"capacity_steps must exceed batch_length ({self.batch_length}), "
+            f"got {self.capacity_steps}",
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how often, and on what."""
+
+    env_steps: int = 1_000_000
+    """Simulator steps to train for, action repeats counted."""
+    prefill_steps: int = 2_500
+    """Policy steps taken at random, over all environments, before training starts."""
+    train_ratio: float = 512.0
+    """Replayed steps trained on per policy step."""
+    eval_every_env_steps: int = 50_000
+    """Simulator steps between evaluations during training; 0 leaves only the last one."""
+    eval_episodes: int = 10
+    """Episodes of an evaluation, with the same seeds every time."""
+    log_every_seconds: float = 10.0
+    """Seconds between two lines of metrics."""
+    checkpoint_every_seconds: float = 600.0
+    """Seconds between checkpoints; one is always written at the end and on Ctrl-C."""
+    save_replay: bool = True
+    """Write the replay buffer into the checkpoint, so that a resumed run goes on with it."""
+    max_minutes: float | None = None
+    """Stop training after this many minutes, evaluate and save; None trains for env_steps."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N; auto takes the GPU where there is one."""
+    backend: Literal["auto", "reference", "fused"] = "auto"
+    """Implementation of the model's operations; auto takes the fastest that runs here."""
+    threads: int | None = None
+    """CPU threads for PyTorch; None leaves its own choice."""
+    seed: int = 0
+    """Seed of everything drawn: weights, environments, replay, latents and actions."""
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "env_steps", "train_ratio", "eval_episodes", "log_every_seconds",
+            "checkpoint_every_seconds", "max_minutes", "threads",
+        )  # fmt: skip
+        for name in ("prefill_steps", "eval_every_env_steps", "seed"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} must not be negative, got {value}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """The task and how it is seen."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The world model."""
+    behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
+    """Actor and critic."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    """The replay buffer."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How long, how often, and on what."""
+
+    @property
+    def updates_per_policy_step(self) -> float:
+        """Gradient updates per policy step that the train ratio asks for."""
+        return self.train.train_ratio / (self.replay.batch_size * self.replay.batch_length)
+
+
+PRESETS: dict[str, tuple[str, Config]] = {
+    "dmc_vision": (
+        "The paper's DeepMind Control setting from pixels: size S, 10^6 steps. Wants a GPU.",
+        Config(),
+    ),
+    "dmc_proprio": (
+        "The same from the simulator's state vectors.",
+        Config(env=EnvConfig(observation="vector")),
+    ),
+    "quick": (
+        "A small model that learns cartpole swing-up from pixels on two CPU cores in minutes.",
+        Config(
+            env=EnvConfig(task="dmc/cartpole_swingup", num_envs=4, render_profile="light"),
+            model=ModelConfig(
+                deter=128, hidden=128, conv=8, layers=2, groups=16, classes=16, learning_rate=4e-4
+            ),
+            behaviour=BehaviourConfig(actor_learning_rate=2e-4, critic_learning_rate=2e-4),
+            replay=ReplayConfig(capacity_steps=100_000, batch_size=8, batch_length=32),
+            train=TrainConfig(
+                env_steps=30_000,
+                prefill_steps=1_000,
+                train_ratio=128.0,
+                eval_every_env_steps=10_000,
+                max_minutes=15.0,
+            ),
+        ),
+    ),
+}
+"""Named configurations with a line on what each is for."""

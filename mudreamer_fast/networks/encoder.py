@@ -1,0 +1,139 @@
+"""From observations to features: convolutions for pixels, an MLP for vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mudreamer_fast.config import ModelConfig
+from mudreamer_fast.networks.layers import RunningStatistics, init_weight
+from mudreamer_fast.symlog import symlog
+
+CONV_LAYERS = 4
+IMAGE_SIZE = 64
+
+
+class NormAct(nn.Module):
+    """`SiLU(norm(x))` over the last axis; the norm is layer norm, or batch norm over all rows.
+
+    Args:
+        size: width of the last axis.
+        batch_norm: whether rows are normalised together, by column.
+        momentum: of the running statistics.
+        eps: added to the variance.
+    """
+
+    def __init__(self, size: int, batch_norm: bool, momentum: float, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.running = RunningStatistics(size, momentum) if batch_norm else None
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., size) to the same shape."""
+        if self.running is None:
+            return F.silu(F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps))
+        rows = x.reshape(-1, x.shape[-1])
+        if self.training:
+            var, mean = torch.var_mean(rows.detach(), dim=0, correction=0)
+            self.running.update(mean[None], var[None], pooled=True)
+            rows = F.batch_norm(rows, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        else:
+            mean, var = self.running.mean, self.running.var
+            rows = F.batch_norm(rows, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+        return F.silu(rows.view_as(x))
+
+
+class ConvEncoder(nn.Module):
+    """Four convolutions of kernel 4 and stride 2: 64 -> 32 -> 16 -> 8 -> 4 pixels.
+
+    Args:
+        config: the model's configuration.
+        channels: of the images.
+    """
+
+    def __init__(self, config: ModelConfig, channels: int) -> None:
+        super().__init__()
+        depth = config.dimensions.conv
+        widths = [channels] + [depth * 2**i for i in range(CONV_LAYERS)]
+        self.kernels = nn.ParameterList(
+            init_weight(torch.empty(b, a, 4, 4), "normal")
+            for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        batch_norm = config.batch_norm in ("encoder", "both")
+        self.norms = nn.ModuleList(
+            NormAct(width, batch_norm, config.batch_norm_momentum, config.norm_eps)
+            for width in widths[1:]
+        )
+        self.size = widths[-1] * (IMAGE_SIZE // 2**CONV_LAYERS) ** 2
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map uint8 images (..., c, 64, 64) to features (..., 128 c')."""
+        x = image.flatten(0, -4).to(self.kernels[0].dtype, memory_format=torch.channels_last)
+        x = x / 255.0 - 0.5
+        for kernel, norm in zip(self.kernels, self.norms, strict=True):
+            x = F.conv2d(x, kernel, stride=2, padding=1)
+            x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return x.reshape(*image.shape[:-3], self.size)
+
+
+class VectorEncoder(nn.Module):
+    """Hidden layers `SiLU(norm(W x))` on the symlog of the simulator's state vector.
+
+    Args:
+        config: the model's configuration.
+        inputs: width of the vector.
+    """
+
+    def __init__(self, config: ModelConfig, inputs: int) -> None:
+        super().__init__()
+        dims = config.dimensions
+        widths = [inputs, *[dims.hidden] * dims.layers]
+        self.weights = nn.ParameterList(
+            init_weight(torch.empty(b, a), "normal")
+            for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        batch_norm = config.batch_norm in ("encoder", "both")
+        self.norms = nn.ModuleList(
+            NormAct(width, batch_norm, config.batch_norm_momentum, config.norm_eps)
+            for width in widths[1:]
+        )
+        self.size = dims.hidden
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """Map (..., n) to features (..., U)."""
+        x = symlog(vector)
+        for weight, norm in zip(self.weights, self.norms, strict=True):
+            x = norm(F.linear(x, weight))
+        return x
+
+
+class Encoder(nn.Module):
+    """Features of all that is observed, side by side.
+
+    Args:
+        config: the model's configuration.
+        shapes: shape of each observation, "image" or "vector".
+    """
+
+    def __init__(self, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        unknown = set(shapes) - {"image", "vector"}
+        if unknown or not shapes:
+            raise ValueError(f"observations must be image, vector or both, got {sorted(shapes)}")
+        self.image = ConvEncoder(config, shapes["image"][0]) if "image" in shapes else None
+        self.vector = VectorEncoder(config, shapes["vector"][0]) if "vector" in shapes else None
+        self.size = sum(part.size for part in (self.image, self.vector) if part is not None)
+
+    def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Map observations (..., *shape) to x (..., E)."""
+        parts = []
+        if self.image is not None:
+            parts.append(self.image(observation["image"]))
+        if self.vector is not None:
+            parts.append(self.vector(observation["vector"]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

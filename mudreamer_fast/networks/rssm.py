@@ -1,0 +1,140 @@
+"""The recurrent state-space model: its parameters, and the operations over them."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mudreamer_fast.config import ModelConfig
+from mudreamer_fast.networks.layers import (
+    LinearParameters,
+    NormLinearParameters,
+    RunningStatistics,
+)
+from mudreamer_fast.weights import MlpWeights, RssmWeights
+
+
+class Rssm(nn.Module):
+    """Deterministic state h and categorical state z, advanced by a GRU.
+
+    Args:
+        config: the model's configuration.
+        embed_size: E, width of the encoder's features.
+        action_size: A.
+        ops: the operations, reference or fused.
+    """
+
+    def __init__(
+        self, config: ModelConfig, embed_size: int, action_size: int, ops: ModuleType
+    ) -> None:
+        super().__init__()
+        dims = config.dimensions
+        self.config = config
+        self.ops = ops
+        self.deter_size = dims.deter
+        self.feature_size = dims.deter + config.groups * config.classes
+        latents = config.groups * config.classes
+        self.initial = nn.Parameter(torch.zeros(dims.deter))
+        self.input = NormLinearParameters(latents + action_size, dims.hidden)
+        self.gru = NormLinearParameters(dims.hidden + dims.deter, 3 * dims.deter)
+        self.prior_hidden = NormLinearParameters(dims.deter, dims.hidden)
+        self.prior_out = LinearParameters(dims.hidden, latents)
+        self.posterior_hidden = NormLinearParameters(embed_size + dims.deter, dims.hidden)
+        self.posterior_out = LinearParameters(dims.hidden, latents)
+        self.running = (
+            RunningStatistics(dims.hidden, config.batch_norm_momentum)
+            if config.batch_norm in ("posterior", "both")
+            else None
+        )
+
+    def tensors(self) -> RssmWeights:
+        """The parameters as the operations take them."""
+        return RssmWeights(
+            self.initial,
+            self.input.tensors(),
+            self.gru.tensors(),
+            self.prior_hidden.tensors(),
+            self.prior_out.tensors(),
+            self.posterior_hidden.tensors(),
+            self.posterior_out.tensors(),
+        )
+
+    def empty_state(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Zeros (rows, D) and (rows, G, C): a state to be replaced at the first reset."""
+        config = self.config
+        return (
+            self.initial.new_zeros(rows, self.deter_size),
+            self.initial.new_zeros(rows, config.groups, config.classes),
+        )
+
+    def observe(
+        self,
+        embed: Tensor,
+        action: Tensor,
+        is_first: Tensor,
+        uniforms: Tensor,
+        state: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
+        """Filter sequences: `rssm_observe` with this model's parameters.
+
+        In training the batch norm's running statistics follow the batch.
+
+        Args:
+            embed: (B, T, E).
+            action: (B, T, A), the action that led to each step.
+            is_first: (B, T) bool.
+            uniforms: (B, T, G) in [0, 1).
+            state: h (B, D) and z (B, G, C) before the first step; None for an empty one.
+        """
+        config = self.config
+        norm = None
+        if self.running is not None:
+            use_batch = self.training and config.batch_norm_statistics == "step"
+            norm = self.running.state(use_batch)
+        observed = self.ops.rssm_observe(
+            embed,
+            action,
+            is_first,
+            uniforms,
+            state or self.empty_state(len(embed)),
+            self.tensors(),
+            norm,
+            config.unimix,
+            config.norm_eps,
+        )
+        if self.running is not None and self.training:
+            pooled = config.batch_norm_update == "pooled"
+            self.running.update(observed.batch_mean, observed.batch_var, pooled)
+        return observed
+
+    def imagine(
+        self,
+        deter: Tensor,
+        stoch: Tensor,
+        actor: MlpWeights,
+        uniforms: Tensor,
+        action_noise: Tensor,
+        continuous: bool,
+        through_dynamics: bool,
+    ) -> Any:
+        """Roll an actor out from (N, D) and (N, G, C): `rssm_imagine` with these parameters."""
+        return self.ops.rssm_imagine(
+            deter,
+            stoch,
+            self.tensors(),
+            actor,
+            uniforms,
+            action_noise,
+            continuous,
+            through_dynamics,
+            self.config.unimix,
+            self.config.norm_eps,
+        )
+
+
+def features(deter: Tensor, stoch: Tensor) -> Tensor:
+    """The model state s: h (..., D) and z (..., G, C) as one vector (..., F)."""
+    return torch.cat([deter, stoch.flatten(-2)], dim=-1)

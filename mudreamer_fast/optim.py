@@ -1,0 +1,64 @@
+"""Adam on one group of parameters, with its global gradient norm clipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ClippedAdam:
+    """Adam with a bound on the global gradient norm.
+
+    Args:
+        parameters: what is trained.
+        learning_rate: Adam's step size.
+        eps: Adam's epsilon.
+        clip_norm: the largest global norm a gradient keeps.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], learning_rate: float, eps: float, clip_norm: float
+    ) -> None:
+        self.parameters = list(parameters)
+        self.clip_norm = clip_norm
+        self.adam = torch.optim.Adam(self.parameters, lr=learning_rate, eps=eps, fused=True)
+
+    def step(self, loss: Tensor, retain_graph: bool = False) -> Tensor:
+        """Take one step down `loss` () and give the gradient's norm before clipping ().
+
+        Only the gradients of this optimiser's own parameters are computed.
+        """
+        return self.apply(self.gradients(loss, retain_graph))
+
+    def gradients(self, loss: Tensor, retain_graph: bool = False) -> tuple[Tensor | None, ...]:
+        """Gradients of `loss` () for this optimiser's parameters, None where it has no say."""
+        return torch.autograd.grad(
+            loss, self.parameters, retain_graph=retain_graph, allow_unused=True
+        )
+
+    def apply(self, gradients: Iterable[Tensor | None]) -> Tensor:
+        """Take one step along given gradients and give their norm before clipping ()."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Adam's moments and step counts."""
+        return self.adam.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over moments and step counts."""
+        self.adam.load_state_dict(state)
+
+
+@torch.no_grad()
+def move_average(average: nn.Module, current: nn.Module, decay: float) -> None:
+    """Move the parameters of `average` towards `current`: `w' <- d w' + (1 - d) w`."""
+    slow = list(average.parameters())
+    torch._foreach_lerp_(slow, list(current.parameters()), 1.0 - decay)

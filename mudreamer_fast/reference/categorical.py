@@ -1,0 +1,49 @@
+"""Categorical latents: sampling with a straight-through gradient, entropy and divergence."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mudreamer_fast.distributions import one_hot_straight_through, sample_index, unimix_probs
+
+
+def categorical_sample(logits: Tensor, uniforms: Tensor, unimix: float) -> Tensor:
+    """Draw one-hot latents whose gradient is that of their probabilities.
+
+    `z = onehot(k) + p - sg(p)` with `k ~ p = (1 - m) softmax(l) + m / C`
+    (DreamerV2, arXiv 2010.02193, algorithm 1).
+
+    Args:
+        logits: (..., C).
+        uniforms: (...), the draws' randomness, in [0, 1).
+        unimix: m, the share of the uniform distribution.
+
+    Returns:
+        (..., C), one-hot.
+    """
+    probs = unimix_probs(logits, unimix)
+    return one_hot_straight_through(probs, sample_index(probs, uniforms))
+
+
+def categorical_entropy(logits: Tensor, unimix: float) -> Tensor:
+    """Entropy (...) in nats of categoricals with logits (..., C)."""
+    probs = unimix_probs(logits, unimix)
+    return -(probs * probs.log()).sum(-1)
+
+
+def categorical_kl(posterior: Tensor, prior: Tensor, unimix: float) -> Tensor:
+    """Divergence of groups of categoricals: `sum_g sum_c q (ln q - ln p)`.
+
+    The uniform share is in both distributions, as they are the ones sampled from.
+
+    Args:
+        posterior: (..., G, C), logits of q.
+        prior: (..., G, C), logits of p.
+        unimix: share of the uniform distribution.
+
+    Returns:
+        (...), in nats, summed over the groups.
+    """
+    q = unimix_probs(posterior, unimix)
+    p = unimix_probs(prior, unimix)
+    return (q * (q.log() - p.log())).sum((-2, -1))

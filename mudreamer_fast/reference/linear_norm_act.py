@@ -1,0 +1,30 @@
+"""Hidden layer of every network: linear, layer norm, SiLU."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mudreamer_fast.weights import MlpWeights, NormLinear
+
+
+def linear_norm_act(x: Tensor, layer: NormLinear, eps: float) -> Tensor:
+    """Apply `SiLU(LN(W x))` (DreamerV3, arXiv 2301.04104v1, appendix B).
+
+    Args:
+        x: (..., in).
+        layer: W (out, in) and the norm's scale and shift (out,).
+        eps: added to the variance.
+
+    Returns:
+        (..., out).
+    """
+    y = F.linear(x, layer.weight)
+    return F.silu(F.layer_norm(y, y.shape[-1:], layer.norm_weight, layer.norm_bias, eps))
+
+
+def mlp(x: Tensor, weights: MlpWeights, eps: float) -> Tensor:
+    """Hidden layers `SiLU(LN(W x))`, then a linear output, on (..., in)."""
+    for layer in weights.hidden:
+        x = linear_norm_act(x, layer, eps)
+    return F.linear(x, weights.out.weight, weights.out.bias)

@@ -1,0 +1,91 @@
+"""The imagination rollout: the actor in the world model, with no observation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mudreamer_fast.distributions import policy_distribution
+from mudreamer_fast.reference.categorical import categorical_sample
+from mudreamer_fast.reference.linear_norm_act import mlp
+from mudreamer_fast.reference.rssm_observe import rssm_prior, rssm_sequence
+from mudreamer_fast.weights import MlpWeights, RssmWeights
+
+
+class Imagined(NamedTuple):
+    """Rollouts of H steps from N starts."""
+
+    deter: Tensor
+    """(N, H + 1, D), the start included."""
+    stoch: Tensor
+    """(N, H + 1, G, C), one-hot."""
+    action: Tensor
+    """(N, H, A), as the actor drew them, before they are bounded."""
+    policy: Tensor
+    """(N, H, 2A or A), the actor's raw outputs, with a gradient to its weights."""
+
+
+def rssm_imagine(
+    deter: Tensor,
+    stoch: Tensor,
+    weights: RssmWeights,
+    actor: MlpWeights,
+    uniforms: Tensor,
+    action_noise: Tensor,
+    continuous: bool,
+    through_dynamics: bool,
+    unimix: float,
+    eps: float,
+) -> Imagined:
+    """Roll the actor out: `a_t ~ pi(a | sg(s_t))`, `s_{t+1} ~ p(s | s_t, a_t)`.
+
+    Source: DreamerV3 (arXiv 2301.04104v1), section "Actor critic learning".
+
+    Args:
+        deter: (N, D), where to start; no gradient flows to it.
+        stoch: (N, G, C), likewise.
+        weights: parameters of the RSSM; no gradient flows to them.
+        actor: parameters of the actor.
+        uniforms: (N, H, G), the latents' randomness, in [0, 1).
+        action_noise: (N, H, A) standard normal, or (N, H, 1) uniform for discrete actions.
+        continuous: whether actions are normal or one-hot.
+        through_dynamics: whether later states carry a gradient to earlier actions.
+        unimix: share of the uniform distribution in every categorical.
+        eps: added to the variances.
+    """
+    groups = stoch.shape[-2]
+    weights = detach_weights(weights)
+    deter, stoch = deter.detach(), stoch.detach()
+    deters, stochs, actions, outputs = [deter], [stoch], [], []
+    for t in range(uniforms.shape[1]):
+        features = torch.cat([deter, stoch.flatten(-2)], dim=-1).detach()
+        output = mlp(features, actor, eps)
+        action = policy_distribution(output, continuous, unimix).sample(action_noise[:, t])
+        if not through_dynamics:
+            action = action.detach()
+        deter = rssm_sequence(deter, stoch, action, weights, eps)
+        prior = rssm_prior(deter, weights, groups, eps)
+        stoch = categorical_sample(prior, uniforms[:, t], unimix)
+        deters.append(deter)
+        stochs.append(stoch)
+        actions.append(action)
+        outputs.append(output)
+    return Imagined(
+        torch.stack(deters, 1),
+        torch.stack(stochs, 1),
+        torch.stack(actions, 1),
+        torch.stack(outputs, 1),
+    )
+
+
+def detach_weights(weights: RssmWeights) -> RssmWeights:
+    """The same parameters, shared, cut off from the graph."""
+
+    def cut(part: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        if isinstance(part, Tensor):
+            return part.detach()
+        return type(part)(*(tensor.detach() for tensor in part))
+
+    return RssmWeights(*(cut(part) for part in weights))  # type: ignore[arg-type]

@@ -1,0 +1,131 @@
+"""The RSSM along a replayed sequence: what the model believes once it has seen each observation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mudreamer_fast.distributions import bound_action
+from mudreamer_fast.reference.batchnorm_posterior import batchnorm_posterior
+from mudreamer_fast.reference.categorical import categorical_sample
+from mudreamer_fast.reference.layernorm_gru import layernorm_gru
+from mudreamer_fast.reference.linear_norm_act import linear_norm_act
+from mudreamer_fast.weights import BatchNormState, RssmWeights
+
+
+class Observed(NamedTuple):
+    """Beliefs along a sequence."""
+
+    deter: Tensor
+    """(B, T, D), h."""
+    stoch: Tensor
+    """(B, T, G, C), z, one-hot with a straight-through gradient."""
+    posterior: Tensor
+    """(B, T, G, C), logits of z given h and the observation."""
+    prior: Tensor
+    """(B, T, G, C), logits of z given h alone."""
+    previous_deter: Tensor
+    """(B, T, D), the state that each step started from, after resets."""
+    previous_stoch: Tensor
+    """(B, T, G, C)."""
+    batch_mean: Tensor
+    """(T, U), mean over the rows of each step where batch norm stands; (T, 0) under layer norm."""
+    batch_var: Tensor
+    """(T, U), biased."""
+
+
+def rssm_prior(deter: Tensor, weights: RssmWeights, groups: int, eps: float) -> Tensor:
+    """Logits (..., G, C) of the latents before the observation is seen, from (..., D)."""
+    hidden = linear_norm_act(deter, weights.prior_hidden, eps)
+    logits = F.linear(hidden, weights.prior_out.weight, weights.prior_out.bias)
+    return logits.unflatten(-1, (groups, -1))
+
+
+def rssm_initial(weights: RssmWeights, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """The learned start: `h_0 = tanh(w)` (D,) and `z_0`, the mode of the prior there (G, C)."""
+    deter = torch.tanh(weights.initial)
+    prior = rssm_prior(deter, weights, groups, eps)
+    return deter, F.one_hot(prior.argmax(-1), prior.shape[-1]).to(deter.dtype)
+
+
+def rssm_sequence(
+    deter: Tensor, stoch: Tensor, action: Tensor, weights: RssmWeights, eps: float
+) -> Tensor:
+    """Advance h one step: `h' = f(h, z, a)`, on (N, D), (N, G, C), (N, A)."""
+    inputs = torch.cat([stoch.flatten(-2), bound_action(action)], dim=-1)
+    return layernorm_gru(
+        linear_norm_act(inputs, weights.input, eps), deter, weights.gru, eps
+    )
+
+
+def rssm_observe(
+    embed: Tensor,
+    action: Tensor,
+    is_first: Tensor,
+    uniforms: Tensor,
+    state: tuple[Tensor, Tensor],
+    weights: RssmWeights,
+    batch_norm: BatchNormState | None,
+    unimix: float,
+    eps: float,
+) -> Observed:
+    """Filter a batch of sequences (MuDreamer, arXiv 2405.15083, eq. 1).
+
+    `h_t = f(h_{t-1}, z_{t-1}, a_{t-1})`, `z_t ~ q(z | h_t, x_t)`; where an episode begins, h and
+    z are set to the learned start and the action to zero.
+
+    Args:
+        embed: (B, T, E), the encoder's features x.
+        action: (B, T, A), the action that led to each step.
+        is_first: (B, T) bool, where an episode begins.
+        uniforms: (B, T, G), the latents' randomness, in [0, 1).
+        state: h (B, D) and z (B, G, C) before the first step.
+        weights: parameters of the RSSM.
+        batch_norm: what the posterior's batch norm uses, or None for layer norm.
+        unimix: share of the uniform distribution in every categorical.
+        eps: added to the variances.
+    """
+    groups = uniforms.shape[-1]
+    layer = weights.posterior_hidden
+    # As one matrix: a 3-D input times a slice of the weight would be a slow batched product.
+    embed_part = F.linear(embed.flatten(0, 1), layer.weight[:, : embed.shape[-1]])
+    embed_part = embed_part.unflatten(0, embed.shape[:2])
+    deter_weight = layer.weight[:, embed.shape[-1] :]
+    first_deter, first_stoch = rssm_initial(weights, groups, eps)
+    action = action.masked_fill(is_first.unsqueeze(-1), 0.0)
+    deter, stoch = state
+    columns: list[tuple[Tensor, ...]] = []
+    for t in range(embed.shape[1]):
+        reset = is_first[:, t, None]
+        previous_deter = torch.where(reset, first_deter, deter)
+        previous_stoch = torch.where(reset.unsqueeze(-1), first_stoch, stoch)
+        deter = rssm_sequence(previous_deter, previous_stoch, action[:, t], weights, eps)
+        hidden = embed_part[:, t] + F.linear(deter, deter_weight)
+        if batch_norm is None:
+            hidden = F.silu(
+                F.layer_norm(hidden, hidden.shape[-1:], layer.norm_weight, layer.norm_bias, eps)
+            )
+            mean = var = hidden.new_empty(0)
+        else:
+            hidden, mean, var = batchnorm_posterior(hidden, layer, batch_norm, eps)
+        posterior = F.linear(hidden, weights.posterior_out.weight, weights.posterior_out.bias)
+        posterior = posterior.unflatten(-1, (groups, -1))
+        stoch = categorical_sample(posterior, uniforms[:, t], unimix)
+        columns.append((deter, stoch, posterior, previous_deter, previous_stoch, mean, var))
+    deters, stochs, posteriors, previous_deters, previous_stochs, means, variances = zip(
+        *columns, strict=True
+    )
+    all_deter = torch.stack(deters, 1)
+    return Observed(
+        all_deter,
+        torch.stack(stochs, 1),
+        torch.stack(posteriors, 1),
+        rssm_prior(all_deter, weights, groups, eps),
+        torch.stack(previous_deters, 1),
+        torch.stack(previous_stochs, 1),
+        torch.stack(means),
+        torch.stack(variances),
+    )
