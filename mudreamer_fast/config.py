@@ -304,17 +304,30 @@ PRESETS: dict[str, tuple[str, Config]] = {
     "quick": (
         "A small model that learns cartpole swing-up from pixels on two CPU cores in minutes.",
         Config(
-            env=EnvConfig(task="dmc/cartpole_swingup", num_envs=4, render_profile="light"),
+            env=EnvConfig(task="dmc/cartpole_swingup", action_repeat=8, render_profile="light"),
             model=ModelConfig(
-                deter=128, hidden=128, conv=8, layers=2, groups=16, classes=16, learning_rate=4e-4
+                deter=128,
+                hidden=128,
+                conv=8,
+                layers=1,
+                groups=8,
+                classes=8,
+                bins=63,
+                learning_rate=1e-3,
             ),
-            behaviour=BehaviourConfig(actor_learning_rate=2e-4, critic_learning_rate=2e-4),
-            replay=ReplayConfig(capacity_steps=100_000, batch_size=8, batch_length=32),
+            behaviour=BehaviourConfig(
+                discount=0.99,
+                entropy_scale=3e-3,
+                actor_learning_rate=3e-4,
+                critic_learning_rate=3e-4,
+                adam_eps=1e-8,
+            ),
+            replay=ReplayConfig(capacity_steps=100_000, batch_size=8, batch_length=16),
             train=TrainConfig(
-                env_steps=30_000,
+                env_steps=100_000,
                 prefill_steps=1_000,
-                train_ratio=128.0,
-                eval_every_env_steps=10_000,
+                train_ratio=32.0,
+                eval_every_env_steps=20_000,
                 max_minutes=15.0,
             ),
         ),

@@ -40,6 +40,12 @@ def unimix_probs(logits: Tensor, unimix: float) -> Tensor:
     return probs * (1.0 - unimix) + unimix / logits.shape[-1] if unimix else probs
 
 
+def unimix_log_probs(logits: Tensor, probs: Tensor, unimix: float) -> Tensor:
+    """Logarithm of `probs`, which `unimix_probs` made of `logits`; finite at any logits."""
+    # With no uniform share a probability can underflow to zero, but not its log-softmax.
+    return probs.log() if unimix else F.log_softmax(logits, dim=-1)
+
+
 def sample_index(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Draw classes by inverting the cumulative distribution: the first k with `u < P(k)`.
 
@@ -110,6 +116,7 @@ class OneHotCategorical:
 
     def __init__(self, out: Tensor, unimix: float) -> None:
         self.probs = unimix_probs(out, unimix)
+        self._out, self._unimix = out, unimix
 
     def sample(self, noise: Tensor) -> Tensor:
         """Draw one-hot actions (..., A) with a straight-through gradient; noise (..., 1) uniform."""
@@ -122,11 +129,14 @@ class OneHotCategorical:
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log probability (...) of one-hot actions (..., A)."""
-        return (self.probs.log() * action).sum(-1)
+        return (self._log_probs() * action).sum(-1)
 
     def entropy(self) -> Tensor:
         """Entropy (...) in nats."""
-        return -(self.probs * self.probs.log()).sum(-1)
+        return -(self.probs * self._log_probs()).sum(-1)
+
+    def _log_probs(self) -> Tensor:
+        return unimix_log_probs(self._out, self.probs, self._unimix)
 
 
 Policy = ScaledNormal | OneHotCategorical

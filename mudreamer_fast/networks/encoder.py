@@ -74,7 +74,7 @@ class ConvEncoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Map uint8 images (..., c, 64, 64) to features (..., 128 c')."""
         x = image.flatten(0, -4).to(self.kernels[0].dtype, memory_format=torch.channels_last)
-        x = x / 255.0 - 0.5
+        x = x.div_(255.0).sub_(0.5)
         for kernel, norm in zip(self.kernels, self.norms, strict=True):
             x = F.conv2d(x, kernel, stride=2, padding=1)
             x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -121,7 +121,8 @@ class RunningStatistics(nn.Module):
 
     def state(self, use_batch: bool) -> BatchNormState:
         """What the operations normalise with."""
-        return BatchNormState(self.mean, self.var, use_batch)
+        # Copies: the averages move before the backward pass reads what the forward pass used.
+        return BatchNormState(self.mean.clone(), self.var.clone(), use_batch)
 
     @torch.no_grad()
     def update(self, mean: Tensor, var: Tensor, pooled: bool) -> None:

@@ -34,7 +34,7 @@ def batchnorm_posterior(
             x, state.running_mean, state.running_var, weight, bias, False, 0.0, eps
         )
     elif x.shape[0] == 1:  # a single row is its own mean, which F.batch_norm refuses
-        out = (x - mean) * weight + bias
+        out = (x - x.mean(0)) * weight + bias
     else:
         out = F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
     return F.silu(out), mean, var

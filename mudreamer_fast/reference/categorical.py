@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mudreamer_fast.distributions import one_hot_straight_through, sample_index, unimix_probs
+from mudreamer_fast.distributions import (
+    one_hot_straight_through,
+    sample_index,
+    unimix_log_probs,
+    unimix_probs,
+)
 
 
 def categorical_sample(logits: Tensor, uniforms: Tensor, unimix: float) -> Tensor:
@@ -28,7 +33,7 @@ def categorical_sample(logits: Tensor, uniforms: Tensor, unimix: float) -> Tenso
 def categorical_entropy(logits: Tensor, unimix: float) -> Tensor:
     """Entropy (...) in nats of categoricals with logits (..., C)."""
     probs = unimix_probs(logits, unimix)
-    return -(probs * probs.log()).sum(-1)
+    return -(probs * unimix_log_probs(logits, probs, unimix)).sum(-1)
 
 
 def categorical_kl(posterior: Tensor, prior: Tensor, unimix: float) -> Tensor:
@@ -46,4 +51,6 @@ def categorical_kl(posterior: Tensor, prior: Tensor, unimix: float) -> Tensor:
     """
     q = unimix_probs(posterior, unimix)
     p = unimix_probs(prior, unimix)
-    return (q * (q.log() - p.log())).sum((-2, -1))
+    log_q = unimix_log_probs(posterior, q, unimix)
+    log_p = unimix_log_probs(prior, p, unimix)
+    return (q * (log_q - log_p)).sum((-2, -1))

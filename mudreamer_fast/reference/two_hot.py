@@ -46,5 +46,6 @@ def two_hot_mean(logits: Tensor) -> Tensor:
     Returns:
         (...), in plain units, with a gradient to the logits.
     """
-    bins = torch.linspace(-LIMIT, LIMIT, logits.shape[-1], device=logits.device)
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    bins = torch.linspace(-LIMIT, LIMIT, logits.shape[-1], dtype=exact, device=logits.device)
     return symexp(logits.softmax(-1) @ bins.to(logits.dtype))

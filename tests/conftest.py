@@ -1,0 +1,56 @@
+"""What every test runs under: fixed seeds, NaN in uninitialised memory, one thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Without it cuBLAS refuses to run under deterministic algorithms.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import pytest
+import torch
+
+
+class GpuTally:
+    """Leaves out tests marked `gpu` where there is no GPU, and says at the end how many."""
+
+    def __init__(self) -> None:
+        self.collected = 0
+        self.ran = 0
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        marked = [item for item in items if item.get_closest_marker("gpu")]
+        self.collected = len(marked)
+        if marked and not torch.cuda.is_available():
+            items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+            config.hook.pytest_deselected(items=marked)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and not report.skipped and "gpu" in report.keywords:
+            self.ran += 1
+
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        why = "" if torch.cuda.is_available() else " (no CUDA device)"
+        print(f"GPU tests not run: {self.collected - self.ran} of {self.collected}{why}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(GpuTally(), "gpu_tally")
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _surroundings() -> Iterator[None]:
+    """Seeds torch and fills fresh memory with NaN, so that a forgotten element shows."""
+    torch.manual_seed(0)
+    # Only the filling is wanted, and it comes with deterministic algorithms alone; "warn", as
+    # some operation may have none on a GPU. (use_deterministic_algorithms imports the compiler.)
+    torch.set_deterministic_debug_mode("warn")
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.set_deterministic_debug_mode("default")

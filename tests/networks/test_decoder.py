@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import torch
+
+from mudreamer_fast.networks import Decoder
+from tests import tiny
+from tests.tolerances import REORDERED, assert_close
+
+
+def test_decoder_draws_images_of_the_encoders_size() -> None:
+    decoder = Decoder(tiny.model_config(), inputs=11, channels=3)
+    assert decoder(torch.randn(5, 2, 11)).shape == (5, 2, 3, 64, 64)
+    assert decoder(torch.randn(1, 1, 11)).shape == (1, 1, 3, 64, 64)
+
+
+def test_decoder_sends_no_gradient_to_what_it_reads() -> None:
+    decoder = Decoder(tiny.model_config(), inputs=11, channels=3)
+    feature = torch.randn(2, 3, 11, requires_grad=True)
+    image = torch.randint(0, 256, (2, 3, 3, 64, 64), dtype=torch.uint8)
+    decoder.loss(feature, image).mean().backward()
+    assert feature.grad is None
+    assert all((parameter.grad != 0).any() for parameter in decoder.parameters())
+
+
+def test_decoder_loss_is_the_squared_error_summed_over_pixels() -> None:
+    decoder = Decoder(tiny.model_config(), inputs=11, channels=3)
+    with torch.no_grad():
+        decoder.kernels[-1].zero_()
+        decoder.bias.copy_(torch.tensor([0.5, -0.5, 0.0]))
+    image = torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 1, 3, 1, 1)
+    # The first two channels are exact; the third is 0.5 off at each of its 64 * 64 pixels.
+    loss = decoder.loss(torch.randn(1, 1, 11), image.expand(1, 1, 3, 64, 64))
+    assert_close(loss, torch.full((1, 1), 0.25 * 64 * 64), REORDERED)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mudreamer_fast import reference
+from mudreamer_fast.actor_critic import ActorCritic
+from mudreamer_fast.config import SIZES, BehaviourConfig, ModelConfig, SizeName
+from mudreamer_fast.world_model import WorldModel
+
+ACTIONS = 6
+
+
+def counts(config: ModelConfig) -> dict[str, int]:
+    """Parameters of each part on DMC pixels, built without memory."""
+    with torch.device("meta"):
+        world_model = WorldModel(
+            config, BehaviourConfig(), {"image": (3, 64, 64)}, ACTIONS, True, reference
+        )
+        behaviour = ActorCritic(
+            config, BehaviourConfig(), world_model.rssm.feature_size, ACTIONS, True, reference
+        )
+    parts = dict(world_model.named_children()) | dict(behaviour.named_children())
+    return {
+        name: sum(parameter.numel() for parameter in part.parameters())
+        for name, part in parts.items()
+    }
+
+
+def test_size_s_has_the_parameters_of_the_published_dreamerv3_part_by_part() -> None:
+    ours = counts(ModelConfig(size="S"))
+    # The counts of a public DreamerV3 of the paper's first author on the same task.
+    assert {
+        name: ours[name] for name in ("encoder", "rssm", "reward", "value", "cont", "actor")
+    } == {
+        "encoder": 690_624,
+        "rssm": 5_778_944,
+        "reward": 1_181_439,
+        "value": 1_181_439,
+        "cont": 1_051_137,
+        "actor": 1_056_780,
+    }
+
+
+def test_size_s_parts_of_mudreamer_alone_are_built_like_those_it_shares() -> None:
+    ours = counts(ModelConfig(size="S"))
+    # There "value" is the actor-critic's and the only one; here the world model has its own as
+    # well, so the critic and both moving averages are the same network again.
+    assert ours["critic"] == ours["slow_critic"] == ours["slow_value"] == ours["value"]
+    # DreamerV3 has no action predictor. It is the actor with features (4 * 4 * 256) beside the
+    # model state in its first layer of 512.
+    assert ours["action"] == ours["actor"] + 4 * 4 * 256 * 512
+    # Nor does MuDreamer have DreamerV3's decoder, unless pictures are asked for.
+    assert "decoder" not in ours
+    assert counts(ModelConfig(size="S", decoder=True))["decoder"] > 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_builds_and_is_larger_than_the_one_before(size: SizeName) -> None:
+    config = ModelConfig(size=size)
+    deter, hidden, latents = config.dimensions.deter, config.dimensions.hidden, 32 * 32
+    ours = counts(config)
+    # By hand from the widths: weights, two norm vectors behind each, biases of the outputs.
+    embed = 4 * 4 * 8 * config.dimensions.conv
+    assert ours["rssm"] == (
+        deter
+        + (latents + ACTIONS + 2) * hidden
+        + (hidden + deter + 2) * 3 * deter
+        + (deter + 2) * hidden
+        + (embed + deter + 2) * hidden
+        + 2 * (hidden + 1) * latents
+    )
+    names = list(SIZES)
+    if size != names[0]:
+        smaller = counts(ModelConfig(size=names[names.index(size) - 1]))
+        assert sum(ours.values()) > sum(smaller.values())

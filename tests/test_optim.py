@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mudreamer_fast.optim import ClippedAdam, move_average
+from tests.tolerances import FUSED_ADAM, HAND, assert_close
+
+
+def quadratic(parameters: list[nn.Parameter]) -> Tensor:
+    return sum((parameter.square() * (i + 1)).sum() for i, parameter in enumerate(parameters))
+
+
+def two_parameters() -> list[nn.Parameter]:
+    torch.manual_seed(7)
+    return [nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.randn(7))]
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 1e3], ids=["clipped", "free"])
+def test_clipped_adam_is_adam_on_gradients_scaled_by_hand(clip_norm: float) -> None:
+    ours, theirs = two_parameters(), two_parameters()
+    optimiser = ClippedAdam(ours, learning_rate=0.1, eps=1e-3, clip_norm=clip_norm)
+    adam = torch.optim.Adam(theirs, lr=0.1, eps=1e-3, foreach=False, fused=False)
+    for _ in range(3):
+        reported = optimiser.step(quadratic(ours))
+        adam.zero_grad()
+        quadratic(theirs).backward()
+        norm = torch.stack([p.grad.square().sum() for p in theirs]).sum().sqrt()
+        assert (norm > 1) == (norm > clip_norm) or clip_norm > 1
+        for parameter in theirs:
+            parameter.grad *= min(1.0, clip_norm / norm.item())
+        adam.step()
+        assert_close(reported, norm, FUSED_ADAM)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert_close(mine.detach(), other.detach(), FUSED_ADAM)
+
+
+def test_clipped_adam_first_step_is_the_learning_rate_against_the_gradients_sign() -> None:
+    parameter = nn.Parameter(torch.tensor([2.0, -3.0]))
+    # Bias-corrected moments after one step are g and g^2: each moves by lr g / (|g| + eps).
+    ClippedAdam([parameter], 0.1, eps=1e-12, clip_norm=1e9).step(parameter.square().sum())
+    assert_close(parameter.detach(), torch.tensor([1.9, -2.9]), FUSED_ADAM)
+
+
+def test_clipped_adam_moves_its_own_parameters_only_and_leaves_no_gradients() -> None:
+    mine, other, unused = (nn.Parameter(torch.ones(3)) for _ in range(3))
+    optimiser = ClippedAdam([mine, unused], 0.1, 1e-8, 1.0)
+    optimiser.step((mine * other).sum())
+    assert (mine != 1).all()
+    assert (unused == 1).all()
+    assert (other == 1).all()
+    assert mine.grad is None
+    assert unused.grad is None
+    assert other.grad is None
+
+
+def test_clipped_adam_continues_from_a_saved_state() -> None:
+    straight, resumed = two_parameters(), two_parameters()
+    one = ClippedAdam(straight, 0.1, 1e-8, 1.0)
+    one.step(quadratic(straight))
+    with torch.no_grad():
+        for twin, parameter in zip(resumed, straight, strict=True):
+            twin.copy_(parameter)
+    two = ClippedAdam(resumed, 0.1, 1e-8, 1.0)
+    two.load_state_dict(copy.deepcopy(one.state_dict()))  # as a file would hold it
+    for _ in range(2):
+        one.step(quadratic(straight))
+        two.step(quadratic(resumed))
+    assert all(torch.equal(a, b) for a, b in zip(straight, resumed, strict=True))
+
+
+def test_move_average_keeps_the_share_of_the_past() -> None:
+    slow, fast = nn.Linear(3, 2).double(), nn.Linear(3, 2).double()
+    slow.requires_grad_(False)
+    before = [parameter.clone() for parameter in slow.parameters()]
+    fast_before = [parameter.clone() for parameter in fast.parameters()]
+    move_average(slow, fast, decay=0.98)
+    for new, old, other in zip(slow.parameters(), before, fast.parameters(), strict=True):
+        assert_close(new, 0.98 * old + 0.02 * other.detach(), HAND)
+    assert all(torch.equal(a, b) for a, b in zip(fast.parameters(), fast_before, strict=True))
+    assert not any(parameter.requires_grad for parameter in slow.parameters())

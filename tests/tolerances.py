@@ -1,0 +1,61 @@
+"""The one table of tolerances, each with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two numbers may be apart: `|a - b| <= absolute + relative |b|`."""
+
+    relative: float
+    absolute: float
+
+
+HAND = Tolerance(1e-12, 1e-12)
+"""Float64 against numbers worked by hand or by another formula: only rounding of a few dozen
+operations on numbers of order one (1e-16 each) lies between them."""
+
+PLAIN_LOOP = Tolerance(1e-9, 1e-11)
+"""Float64 operations over several recurrent steps against a loop over rows: rounding of 1e-16 is
+carried on, and grows with every layer norm of nearly equal inputs (at most 1/sqrt(eps) = 32 per
+step over five steps, in gradients as well)."""
+
+FINITE_DIFFERENCE = Tolerance(1e-5, 1e-9)
+"""Central differences of step 1e-5 in float64: truncation of 1e-10 times the third derivative,
+rounding of 1e-16 / 1e-5 = 1e-11 of a loss of order one."""
+
+REORDERED = Tolerance(1e-5, 1e-6)
+"""Float32 results of order one whose sums of at most 100 products run in another order: 100 times
+6e-8 at the very worst, far less on average."""
+
+ZERO_HEAD = Tolerance(0.0, 1e-6)
+"""A uniform distribution over float32 bins of up to 20, whose sum cancels to one or two units in
+the last place of its largest partial sums (4e-7 of order five)."""
+
+FUSED_ADAM = Tolerance(1e-6, 1e-7)
+"""One Adam step in float32 with its divisions in another order: some units in the last place of
+parameters of order one."""
+
+INIT_STD = Tolerance(0.01, 0.0)
+"""Standard deviation of 10^5 draws: a relative standard error of 1 / sqrt(2 * 10^5) = 0.2%, less
+for a truncated normal; five times that."""
+
+OVERFIT_RATIO = 0.75
+"""Share of the loss that may be left after 60 updates on one batch; measured about 0.5, and a
+model that learns nothing keeps 1."""
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: Tolerance, name: str = "") -> None:
+    """Same shape and dtype, no NaN, and every element within the tolerance."""
+    torch.testing.assert_close(
+        actual,
+        expected,
+        rtol=tolerance.relative,
+        atol=tolerance.absolute,
+        msg=lambda text: f"{name}: {text}" if name else text,
+    )
