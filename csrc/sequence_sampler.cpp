@@ -1,0 +1,53 @@
+#include "sequence_sampler.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+namespace replay {
+
+std::uint64_t SplitMix64::next() {
+  state_ += 0x9E3779B97F4A7C15u;
+  std::uint64_t mixed = state_;
+  mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9u;
+  mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EBu;
+  return mixed ^ (mixed >> 31);
+}
+
+std::uint64_t SplitMix64::below(std::uint64_t bound) {
+  constexpr std::uint64_t kLargest = std::numeric_limits<std::uint64_t>::max();
+  const std::uint64_t leftover = (kLargest % bound + 1) % bound;  // 2^64 mod bound
+  while (true) {
+    const std::uint64_t drawn = next();
+    if (drawn <= kLargest - leftover) return drawn % bound;
+  }
+}
+
+std::vector<Window> SequenceSampler::draw(const std::vector<std::size_t>& stream_steps,
+                                          std::size_t length, std::size_t count) {
+  if (length == 0) throw std::invalid_argument("the length of a window must be positive, got 0");
+  if (count == 0) throw std::invalid_argument("the number of windows must be positive, got 0");
+  std::vector<std::size_t> starts;
+  std::uint64_t total = 0;
+  std::size_t longest = 0;
+  for (const std::size_t steps : stream_steps) {
+    starts.push_back(steps >= length ? steps - length + 1 : 0);
+    total += starts.back();
+    longest = std::max(longest, steps);
+  }
+  if (total == 0) {
+    throw std::runtime_error("no stream holds a window of " + std::to_string(length) +
+                             " steps; the longest holds " + std::to_string(longest));
+  }
+  std::vector<Window> windows(count);
+  for (Window& window : windows) {
+    std::uint64_t index = generator_.below(total);
+    std::size_t stream = 0;
+    while (index >= starts[stream]) index -= starts[stream++];
+    window = {stream, static_cast<std::size_t>(index)};
+  }
+  return windows;
+}
+
+}  // namespace replay
