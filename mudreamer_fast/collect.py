@@ -1,0 +1,135 @@
+"""A policy acts in environments; every step they take goes into the replay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mudreamer_fast.envs import ActionSpec, ArraySpec, Policy, VectorEnv, VectorStep
+from mudreamer_fast.replay import ReplayBuffer
+
+__all__ = ["Collector", "Episode", "Policy", "random_policy", "replay_fields"]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A finished episode."""
+
+    score: float
+    """Sum of its rewards."""
+    length_steps: int
+    """Policy steps taken, the reset not counted."""
+    env_index: int
+    """The environment that played it."""
+
+
+def replay_fields(
+    observation_spec: Mapping[str, ArraySpec], action_spec: ActionSpec
+) -> dict[str, ArraySpec]:
+    """What the replay stores of one step of one environment.
+
+    Beside the observations (o_t): the action (A,) that led here, a_{t-1}, zeros on first steps;
+    the reward r_t that came with the observation; is_first_t and is_terminal_t.
+    """
+    flag = ArraySpec((), np.dtype(np.bool_))
+    return {
+        **observation_spec,
+        "action": ArraySpec((action_spec.size,), np.dtype(np.float32)),
+        "reward": ArraySpec((), np.dtype(np.float32)),
+        "is_first": flag,
+        "is_terminal": flag,
+    }
+
+
+def random_policy(action_spec: ActionSpec, num_envs: int, seed: int) -> Policy:
+    """Acts uniformly at random in [-1, 1], or over the choices; needs no state.
+
+    Args:
+        action_spec: what the environments take.
+        num_envs: N.
+        seed: of the actions.
+    """
+    rng = np.random.default_rng(seed)
+    shape = (num_envs, action_spec.size)
+    one_hot = np.eye(action_spec.size, dtype=np.float32)
+
+    def act(observation: Any, is_first: Any, state: Any) -> tuple[Any, Any]:
+        if action_spec.continuous:
+            return rng.random(shape, np.float32) * 2 - 1, state
+        return one_hot[rng.integers(action_spec.size, size=num_envs)], state
+
+    return act
+
+
+class Collector:
+    """Carries a policy's steps into the replay: first and last observations, resets and all.
+
+    The streams of the replay are the environments, and consecutive steps of a stream are
+    consecutive steps of its environment.
+
+    Args:
+        env: N environments.
+        replay: made with `replay_fields` and N streams.
+        policy: acts for all N.
+        initial_state: what the policy is first called with.
+    """
+
+    def __init__(
+        self, env: VectorEnv, replay: ReplayBuffer, policy: Policy, initial_state: Any = None
+    ) -> None:
+        self.policy = policy
+        """May be exchanged between two calls of `collect`."""
+        self._env = env
+        self._replay = replay
+        self._state = initial_state
+        self._step: VectorStep | None = None
+        self._scores = np.zeros(env.num_envs)
+        self._lengths = np.zeros(env.num_envs, np.int64)
+
+    def collect(self, steps: int) -> list[Episode]:
+        """Advances every environment `steps` times.
+
+        Args:
+            steps: policy steps of each environment. Where an episode is over, a step starts the
+                next one. The reset of all environments before the very first step comes on top.
+
+        Returns:
+            The episodes that ended, in the order in which they did.
+        """
+        episodes: list[Episode] = []
+        for _ in range(steps):
+            if self._step is None:
+                self._step = self._env.reset()
+                action = np.zeros((self._env.num_envs, self._env.action_spec.size), np.float32)
+                self._store(self._step, action)
+            action, self._state = self.policy(
+                self._step.observation, self._step.is_first, self._state
+            )
+            self._step = self._env.step(action)
+            self._store(self._step, action)
+            episodes += self._count(self._step)
+        return episodes
+
+    def _store(self, step: VectorStep, action: Any) -> None:
+        """Adds a step with the action that led to it: none, where the step is a reset."""
+        self._replay.add(
+            {
+                **step.observation,
+                "action": np.where(step.is_first[:, None], np.float32(0), action),
+                "reward": step.reward,
+                "is_first": step.is_first,
+                "is_terminal": step.is_terminal,
+            }
+        )
+
+    def _count(self, step: VectorStep) -> list[Episode]:
+        self._scores += step.reward
+        self._lengths += ~step.is_first
+        ended = np.flatnonzero(step.is_last)
+        episodes = [Episode(float(self._scores[i]), int(self._lengths[i]), int(i)) for i in ended]
+        self._scores[ended] = 0
+        self._lengths[ended] = 0
+        return episodes

@@ -1,0 +1,170 @@
+"""DeepMind Control on EnvPool: all environments in one process, on C++ threads."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mudreamer_fast.config import EnvConfig
+from mudreamer_fast.envs import graphics
+from mudreamer_fast.envs.render_profile import write_assets
+from mudreamer_fast.envs.tasks import EPISODE_SIMULATOR_STEPS, find_task
+from mudreamer_fast.envs.vector_env import (
+    ActionSpec,
+    Array,
+    EnvError,
+    FloatArray,
+    Frames,
+    VectorStep,
+    check_action,
+    check_render,
+    check_seed,
+    observation_specs,
+)
+
+_LAST = 2
+"""EnvPool's step_type of an episode's last step."""
+
+
+class EnvPoolEnv:
+    """N environments of one task on EnvPool; see `VectorEnv`.
+
+    The simulators give states only. A policy step advances them `action_repeat` times, adds the
+    rewards, and renders once: EnvPool's own frame_skip would drop all rewards but the last, and
+    its pixel observations would render every repeat.
+
+    Args:
+        config: task and observation.
+        num_envs: N.
+        seed: of environment 0; environment i takes seed + i.
+
+    Raises:
+        ConfigError: a task or camera that does not exist.
+        EnvError: nothing can be rendered here.
+    """
+
+    def __init__(self, config: EnvConfig, num_envs: int, seed: int) -> None:
+        check_seed(seed, num_envs)
+        self._task, self._camera = find_task(config.task, config.camera)
+        self._pixels = config.observation != "vector"
+        self._repeat = config.action_repeat
+        self._size = config.image_size
+        graphics.try_to_load_egl()
+        if self._pixels:
+            self._profile = graphics.prepare(config.render_profile)
+        else:  # no renderer is needed until a video is asked for
+            self._profile = graphics.video_profile(config.render_profile)
+        self._graphics_ready = self._pixels
+        self._assets: tempfile.TemporaryDirectory[str] | None = None
+        self._pool: Any = self._make_pool(num_envs, seed)
+        self.num_envs = num_envs
+        action = self._pool.action_spec()
+        self.action_spec = ActionSpec(size=action.shape[0], continuous=True)
+        self._action_half = (np.asarray(action.maximum) - action.minimum) / 2
+        self._action_centre = (np.asarray(action.maximum) + action.minimum) / 2
+        shown = self._pool.observation_spec()
+        vector_size = sum(
+            int(np.prod(getattr(shown, key).shape)) for key in self._task.observation_keys
+        )
+        self.observation_spec = observation_specs(
+            self._pixels, self._size, 0 if config.observation == "pixels" else vector_size
+        )
+        self._all = np.arange(num_envs, dtype=np.int32)
+        self._is_last = np.zeros(num_envs, bool)
+
+    def _make_pool(self, num_envs: int, seed: int) -> Any:
+        import envpool
+        import envpool.mujoco.dmc.registration  # a trimmed installation may leave it to us
+
+        options: dict[str, Any] = {}
+        if self._profile != "reference":
+            base_path = envpool.make_spec(self._task.envpool_id).config.base_path
+            self._assets = tempfile.TemporaryDirectory(prefix="mudreamer_fast_assets_")
+            options["base_path"] = self._assets.name
+            write_assets(Path(base_path), self._task.domain, self._profile, Path(self._assets.name))
+        return envpool.make_dm(
+            self._task.envpool_id,
+            num_envs=num_envs,
+            seed=seed,
+            max_episode_steps=EPISODE_SIMULATOR_STEPS,
+            **options,
+        )
+
+    def reset(self) -> VectorStep:
+        """Starts a new episode everywhere; see `VectorEnv.reset`."""
+        shown = self._open_pool().reset()
+        zeros, no = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
+        self._is_last = no
+        observation = self._observe(self._vectors(shown.observation))
+        return VectorStep(observation, zeros, ~no, no.copy(), no.copy())
+
+    def step(self, action: FloatArray) -> VectorStep:
+        """Advances every environment by one policy step; see `VectorEnv.step`."""
+        pool = self._open_pool()
+        check_action(action, self.num_envs, self.action_spec)
+        controls = self._action_centre + self._action_half * np.clip(action, -1, 1, dtype=float)
+        is_first = self._is_last
+        shown = pool.step(controls)
+        # EnvPool repeats the last episode's reward on the step that resets
+        reward = np.where(is_first, np.float32(0), shown.reward)
+        is_last = shown.step_type == _LAST
+        is_terminal = is_last & (shown.discount == 0)
+        vectors = self._vectors(shown.observation)
+        for _ in range(self._repeat - 1):
+            # an environment that has just reset, or whose episode is over, has had its step
+            ids = np.flatnonzero(~(is_first | is_last)).astype(np.int32)
+            if not ids.size:
+                break
+            shown = pool.step(controls[ids], ids)
+            ids = shown.observation.env_id
+            reward[ids] += shown.reward
+            is_last[ids] = shown.step_type == _LAST
+            is_terminal[ids] = is_last[ids] & (shown.discount == 0)
+            if vectors is not None:
+                vectors[ids] = self._vectors(shown.observation)
+        self._is_last = is_last.copy()
+        return VectorStep(self._observe(vectors), reward, is_first, is_last, is_terminal)
+
+    def _vectors(self, shown: Any) -> FloatArray | None:
+        """(n, V) float32 of an EnvPool observation, in dm_control's order."""
+        if "vector" not in self.observation_spec:
+            return None
+        parts = [getattr(shown, key) for key in self._task.observation_keys]
+        return np.concatenate([part.reshape(len(part), -1) for part in parts], 1, dtype=np.float32)
+
+    def _observe(self, vectors: FloatArray | None) -> dict[str, Array]:
+        observation: dict[str, Array] = {}
+        if self._pixels:
+            frames = self.render()
+            observation["image"] = np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
+        if vectors is not None:
+            observation["vector"] = vectors
+        return observation
+
+    def render(self, size: int | None = None, indices: Sequence[int] | None = None) -> Frames:
+        """Pictures for videos; see `VectorEnv.render`."""
+        pool = self._open_pool()
+        size = self._size if size is None else size
+        ids = self._all if indices is None else np.asarray(indices, np.int32)
+        check_render(size, ids.tolist(), self.num_envs)
+        if not self._graphics_ready:
+            graphics.prepare(self._profile)
+            self._graphics_ready = True
+        # the public render() knows only the size that an environment was made with
+        frames: Frames = pool._render(ids, size, size, self._camera)
+        return frames
+
+    def close(self) -> None:
+        """Ends the simulators; a second call does nothing."""
+        self._pool = None
+        if self._assets is not None:
+            self._assets.cleanup()
+
+    def _open_pool(self) -> Any:
+        if self._pool is None:
+            raise EnvError(f"this {self._task.full_name} environment is closed")
+        return self._pool

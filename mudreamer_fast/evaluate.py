@@ -1,0 +1,77 @@
+"""True scores: a policy plays whole episodes and its rewards are added up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mudreamer_fast.envs import Policy, VectorEnv
+from mudreamer_fast.envs.vector_env import Frames
+
+VIDEO_SIZE = 128
+"""Height and width of a video's frames, in pixels."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Some played episodes."""
+
+    scores: list[float]
+    """Sum of the rewards of each episode."""
+    lengths: list[int]
+    """Policy steps of each episode."""
+    frames: list[Frames] = field(default_factory=list)
+    """(size, size, 3) uint8: the first episode, its first to its last observation, if asked for."""
+
+
+def evaluate(
+    env: VectorEnv,
+    policy: Policy,
+    initial_state: Any,
+    episodes: int,
+    record: bool = False,
+    frame_size: int = VIDEO_SIZE,
+) -> Evaluation:
+    """Plays episodes side by side and measures them.
+
+    Episode k is the (k // N)-th of environment k mod N, whatever the others do meanwhile. Were it
+    the first `episodes` to end, short episodes would be counted more often than long ones.
+
+    Args:
+        env: N environments, which are reset first; those beyond `episodes` play for nothing.
+        policy: acts for all N.
+        initial_state: what the policy is first called with.
+        episodes: number of episodes, at least 1.
+        record: keep pictures of the first episode.
+        frame_size: height and width of the pictures.
+
+    Raises:
+        ValueError: no episodes are asked for.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes must be positive, got {episodes}")
+    num_envs = env.num_envs
+    scores, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
+    played = np.zeros(num_envs, np.int64)
+    share = np.array([len(range(i, episodes, num_envs)) for i in range(num_envs)])
+    results: dict[int, tuple[float, int]] = {}
+    frames: list[Frames] = []
+    step, state = env.reset(), initial_state
+    while len(results) < episodes:
+        if record and not played[0]:
+            frames.append(env.render(frame_size, [0])[0])
+        action, state = policy(step.observation, step.is_first, state)
+        step = env.step(action)
+        scores += step.reward
+        lengths += ~step.is_first
+        for i in np.flatnonzero(step.is_last):
+            if played[i] < share[i]:
+                results[int(i + played[i] * num_envs)] = float(scores[i]), int(lengths[i])
+            if record and i == 0 and not played[0]:
+                frames.append(env.render(frame_size, [0])[0])
+            played[i] += 1
+            scores[i] = lengths[i] = 0
+    ordered = [results[k] for k in range(episodes)]
+    return Evaluation([score for score, _ in ordered], [length for _, length in ordered], frames)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mudreamer_fast.config import ConfigError
+from mudreamer_fast.envs import EnvError, graphics
+
+ROOT = str(Path(__file__).parents[2])
+
+
+@pytest.fixture(autouse=True)
+def _forgotten_answers() -> Iterator[None]:
+    caches = graphics.load_egl, graphics.renderer_name, graphics._announce_light_profile
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def run_python(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": ROOT, **variables}
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+
+
+def test_renderer_name_says_what_draws() -> None:
+    assert len(graphics.renderer_name()) > 3
+
+
+def test_a_missing_library_names_the_packages_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str, **options: object) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(EnvError, match=r"libEGL\.so\.1.*Debian/Ubuntu packages libegl1") as caught:
+        graphics.prepare("auto")
+    assert "\n" not in str(caught.value)
+    assert not graphics.try_to_load_egl()
+
+
+@pytest.mark.parametrize("device", ["99", "-1", "first", ""])
+def test_a_device_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setenv(graphics.DEVICE_VARIABLE, device)
+    with pytest.raises(ConfigError, match=f"{graphics.DEVICE_VARIABLE} must be.*got '{device}'"):
+        graphics.prepare("light")
+
+
+def test_a_machine_without_drivers_gets_one_line_instead_of_an_abort() -> None:
+    program = """
+from mudreamer_fast.config import EnvConfig
+from mudreamer_fast.envs import EnvError, make_env
+try:
+    make_env(EnvConfig(task="dmc/cartpole_balance"), 1, 0)
+except EnvError as error:
+    print(error)
+env = make_env(EnvConfig(task="dmc/cartpole_balance", observation="vector"), 1, 0)
+print(env.reset().observation["vector"].shape)
+try:
+    env.render()
+except EnvError as error:
+    print(error)
+"""
+    # glvnd finds no vendor's library
+    done = run_python(program, __EGL_VENDOR_LIBRARY_FILENAMES="/nowhere.json")
+    assert done.returncode == 0, done.stderr
+    first, shape, last = done.stdout.splitlines()
+    assert first == last
+    assert "no EGL device can render" in first
+    assert "libgl1-mesa-dri" in first
+    assert shape == "(1, 5)"
+
+
+def test_an_earlier_import_of_envpool_does_not_break_rendering() -> None:
+    program = """
+import envpool
+from mudreamer_fast.config import EnvConfig
+from mudreamer_fast.envs import make_env
+env = make_env(EnvConfig(task="dmc/cartpole_balance", backend="envpool"), 1, 0)
+print(env.reset().observation["image"].std() > 10)
+"""
+    done = run_python(program)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_auto_takes_the_light_profile_in_software_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(graphics, "renderer_name", lambda: "llvmpipe (LLVM 15.0.6, 256 bits)")
+    with caplog.at_level(logging.INFO):
+        assert graphics.prepare("auto") == "light"
+        assert graphics.prepare("auto") == "light"
+        assert graphics.prepare("reference") == "reference"
+    assert len(caplog.messages) == 1
+    assert "light render profile" in caplog.messages[0]
+
+
+def test_auto_takes_the_reference_profile_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(graphics, "renderer_name", lambda: "NVIDIA H100 80GB HBM3/PCIe/SSE2")
+    assert graphics.prepare("auto") == "reference"
+    assert graphics.prepare("flat") == "flat"
+    assert not caplog.messages
+
+
+def test_video_profile_needs_no_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphics, "renderer_name", lambda: pytest.fail("asked for"))
+    assert graphics.video_profile("auto") == "light"
+    assert graphics.video_profile("reference") == "reference"
