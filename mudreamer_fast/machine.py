@@ -1,0 +1,197 @@
+"""What this machine offers a run: device, threads, memory, random generators, stop signals."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import re
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from mudreamer_fast.config import ConfigError
+
+GIB = 1 << 30
+RESERVED_BYTES = GIB
+"""Left free by the replay buffer for the model, the environments and everything else."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device for `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ConfigError: another name, or a GPU that is not there.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    available = torch.cuda.is_available()
+    if name == "cpu" or (name == "auto" and not available):
+        return torch.device("cpu")
+    if not available:
+        raise ConfigError(f"device {name} was asked for, but PyTorch finds no CUDA GPU here")
+    device = torch.device("cuda" if name == "auto" else name)
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        raise ConfigError(f"device {name} was asked for, but there are {count} GPUs, from cuda:0")
+    return torch.device("cuda", device.index or 0)
+
+
+def available_bytes() -> int | None:
+    """Memory that a process can still take: MemAvailable, or less where a cgroup limits it.
+
+    None where the system does not say.
+    """
+    found = []
+    try:
+        match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        match = None
+    if match:
+        found.append(int(match[1]) * 1024)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        try:
+            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such controller, or the word "max"
+            continue
+    return max(0, min(found)) if found else None
+
+
+def resident_bytes() -> int:
+    """Memory that this process occupies now; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class FieldLike(Protocol):
+    """Shape and dtype of one stored field."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one step."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its elements."""
+
+
+def replay_bytes(fields: Mapping[str, FieldLike], steps: int) -> int:
+    """Bytes that a number of replay steps take."""
+    return steps * sum(math.prod(field.shape) * field.dtype.itemsize for field in fields.values())
+
+
+def check_replay_memory(
+    fields: Mapping[str, FieldLike], capacity_steps: int, needed_steps: int, available: int | None
+) -> None:
+    """Refuses a replay buffer that would not fit in memory by the end of the run.
+
+    Args:
+        fields: what is stored of a step.
+        capacity_steps: steps that the buffer may hold.
+        needed_steps: steps that the run will write.
+        available: bytes that can be taken, from `available_bytes`.
+
+    Raises:
+        ConfigError: says what is needed, what there is, and which capacity would fit.
+    """
+    if available is None:
+        return
+    needed = replay_bytes(fields, min(capacity_steps, needed_steps))
+    bytes_per_step = replay_bytes(fields, 1)
+    room = max(0, available - RESERVED_BYTES)
+    if needed > room:
+        raise ConfigError(
+            f"replay.capacity_steps {capacity_steps} needs {needed / GIB:.1f} GiB "
+            f"of memory ({bytes_per_step} bytes a step), {available / GIB:.1f} GiB are available "
+            f"and {RESERVED_BYTES / GIB:.0f} stays for the rest: "
+            f"{room // bytes_per_step} steps would fit"
+        )
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds the global generators of Python, NumPy and PyTorch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the global generator
+    torch.manual_seed(seed)
+
+
+def derived_seed(seed: int, purpose: int, number: int = 0) -> int:
+    """A seed below 2^30 for one use of a run's seed, so that uses and neighbouring runs differ."""
+    return int(np.random.SeedSequence([seed, purpose, number]).generate_state(1)[0]) >> 2
+
+
+def generator_states() -> dict[str, Any]:
+    """States of the global generators, for a checkpoint."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_generator_states(states: dict[str, Any]) -> None:
+    """Takes back what `generator_states` gave; GPU states only where the GPUs are as many."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+class Stopped(Exception):
+    """Raised inside a long call, such as an evaluation, when a stop was asked for."""
+
+
+class StopSignals:
+    """Turns the first Ctrl-C (or SIGTERM) into a request to stop; the second ends at once.
+
+    After the first, the system's own handling is put back, so that the second needs no Python
+    code to run and works in the middle of a long native call.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in self.SIGNALS:
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        for other in self.SIGNALS:
+            signal.signal(other, signal.SIG_DFL)
+
+    def raise_if_received(self) -> None:
+        """Raises Stopped once a stop was asked for."""
+        if self.received is not None:
+            raise Stopped

@@ -1,0 +1,234 @@
+"""What a run records while it trains: JSON lines, TensorBoard events, a watch for collapse."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+METRICS_FILE = "metrics.jsonl"
+
+FEATURE_STD = "world_model/feature_std"
+POSTERIOR_ENTROPY = "world_model/posterior_entropy"
+STOCH_STD = "world_model/stoch_std"
+
+FEATURE_STD_FLOOR = 1e-3
+"""Below this, the encoder says the same of every image. Its last layer is normalised to unit scale
+before the activation, so varied images give a standard deviation over the batch of 0.01 to 1 even
+where most pixels are background; a collapsed encoder is orders of magnitude below, bounded only by
+rounding."""
+STOCH_STD_FLOOR = 1e-3
+"""Below this, the posterior gives every state the same probabilities: with 32 classes, states that
+use a single categorical of 32 fully already give 0.005."""
+ENTROPY_SHARE_CEILING = 0.995
+"""Share of ln C above which the posterior is uniform: its samples are noise and carry at most
+half a percent of their capacity."""
+COLLAPSE_LINES = 3
+"""Log lines in a row that must show a collapse before the warning: the first updates of a run pass
+through nearly constant features and nearly uniform posteriors."""
+
+
+class TensorBoardWriter:
+    """Scalars as TensorBoard events, written in the caller's thread.
+
+    TensorBoard's own writer fails in a thread of its own, with a traceback on the terminal, when
+    the disk is full; here the error comes to the caller.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Starts an event file in `folder`; ImportError without the tensorboard package."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}"
+        self._file: BinaryIO = (folder / f"{name}.{os.getpid()}").open("wb", buffering=0)
+        self._records = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one event with all of `values`."""
+        summary = self._summary()
+        for name, value in values.items():
+            summary.value.add(tag=name, simple_value=value)
+        self._write(step=step, summary=summary)
+
+    def _write(self, **fields: Any) -> None:
+        event = self._event(wall_time=time.time(), **fields)
+        self._records.write(event.SerializeToString())
+
+    def close(self) -> None:
+        """Closes the event file."""
+        self._file.close()
+
+
+class MetricsLogger:
+    """Averages scalars between two log lines and writes them, never stopping the run.
+
+    Each line of `metrics.jsonl` is one object with `env_steps`, `seconds` and the metrics. A line
+    that cannot be written (disk full) is lost with one warning; the next one is tried again.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        resume_env_steps: int | None = None,
+        tensorboard: bool = True,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        """Opens the log.
+
+        Args:
+            folder: run folder.
+            resume_env_steps: step of the checkpoint resumed from: later lines, which the resumed
+                run will write anew, are dropped. None starts a new log.
+            tensorboard: also write TensorBoard events, where the package is installed.
+            warn: shows one line to the user; standard error by default.
+        """
+        self._folder = Path(folder)
+        self._path = self._folder / METRICS_FILE
+        self._warn = warn or (lambda message: print(message, file=sys.stderr))
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        self._failing = False
+        self._torn = False
+        self._board: TensorBoardWriter | None = None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if resume_env_steps is not None:
+            drop_lines_after(self._path, resume_env_steps)
+        if tensorboard:
+            self._attempt(self._open_board)
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Takes scalars into the averages of the next line."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def averages(self) -> dict[str, float]:
+        """Means of what was added since the last flush."""
+        return {name: self._sums[name] / self._counts[name] for name in self._sums}
+
+    def flush(self, env_steps: int, seconds: float, values: Mapping[str, float]) -> None:
+        """Writes the averages and `values` as one line, and starts new averages."""
+        line = {**self.averages(), **values}
+        self._sums.clear()
+        self._counts.clear()
+        self.write(env_steps, seconds, line)
+
+    def write(self, env_steps: int, seconds: float, values: Mapping[str, Any]) -> None:
+        """Writes one line at once; values are numbers or, in the JSON file only, lists."""
+        row = {"env_steps": env_steps, "seconds": round(seconds, 3), **values}
+        self._attempt(lambda: self._append(row))
+        scalars = {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
+        board = self._board
+        if board is not None and scalars:
+            self._attempt(lambda: board.add(env_steps, scalars))
+
+    def close(self) -> None:
+        """Closes the TensorBoard file."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        # NaN is no JSON; the curve and other readers take null.
+        clean = {k: None if _not_finite(v) else v for k, v in row.items()}
+        # A line cut short by a full disk is closed off, so that it spoils no other.
+        text = ("\n" if self._torn else "") + json.dumps(clean) + "\n"
+        self._torn = True
+        with self._path.open("a") as file:
+            file.write(text)
+        self._torn = False
+
+    def _open_board(self) -> None:
+        try:
+            self._board = TensorBoardWriter(self._folder / "tensorboard")
+        except ImportError:
+            self._warn("note: tensorboard is not installed; metrics go to metrics.jsonl only")
+
+    def _attempt(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            if not self._failing:
+                reason = error.strerror or str(error)
+                self._warn(f"warning: cannot write metrics ({reason}); training goes on")
+            self._failing = True
+        else:
+            self._failing = False
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def read_lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """Objects of a metrics file in order; a line torn by a crash is passed over."""
+    try:
+        text = Path(path).read_text(errors="replace")
+    except FileNotFoundError:
+        return
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "env_steps" in row:
+            yield row
+
+
+def drop_lines_after(path: Path, env_steps: int) -> None:
+    """Keeps the lines of a metrics file up to `env_steps`, by an atomic replacement."""
+    if not path.exists():
+        return
+    kept = [json.dumps(row) for row in read_lines(path) if row["env_steps"] <= env_steps]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    os.replace(temporary, path)
+
+
+class CollapseWatch:
+    """Warns once when what the model sees, or says, has become a constant.
+
+    Without a decoder nothing but the posterior's batch norm keeps the features from collapsing
+    (MuDreamer, arXiv 2405.15083); a run that has collapsed learns no more, and its losses alone do
+    not show it. The thresholds, with their reasons, are the module's constants.
+    """
+
+    def __init__(self, classes: int) -> None:
+        """Takes C, the classes of each categorical."""
+        self._uniform_nats = ENTROPY_SHARE_CEILING * math.log(classes)
+        self._lines = 0
+        self._warned = False
+
+    def check(self, averages: Mapping[str, float]) -> str | None:
+        """Looks at the averages of one log line; the warning, the first time there is one."""
+        signs = [
+            f"{name.split('/')[1]} {averages[name]:.2e} ({sense} {limit:.2e})"
+            for name, sense, limit in (
+                (FEATURE_STD, "below", FEATURE_STD_FLOOR),
+                (STOCH_STD, "below", STOCH_STD_FLOOR),
+                (POSTERIOR_ENTROPY, "above", self._uniform_nats),
+            )
+            if name in averages
+            and (averages[name] < limit if sense == "below" else averages[name] > limit)
+        ]
+        watched = any(n in averages for n in (FEATURE_STD, STOCH_STD, POSTERIOR_ENTROPY))
+        if watched:
+            self._lines = self._lines + 1 if signs else 0
+        if self._warned or self._lines < COLLAPSE_LINES:
+            return None
+        self._warned = True
+        return (
+            f"warning: the world model's representation has collapsed: {', '.join(signs)}; "
+            "see model.batch_norm"
+        )

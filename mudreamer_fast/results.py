@@ -1,0 +1,87 @@
+"""What a finished run leaves to look at: table, curve, video, strip, and the scores as JSON."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mudreamer_fast import pictures
+from mudreamer_fast.config import EnvConfig
+from mudreamer_fast.metrics import METRICS_FILE
+from mudreamer_fast.run_folder import RunFolder, write_json
+from mudreamer_fast.scoring import Scoring
+
+POLICY_STEPS_PER_SECOND = 25.0
+"""At which videos play at an action repeat of 2: near the robots' own speed in most tasks."""
+
+
+def score_table(scores: Sequence[float], random_scores: Sequence[float]) -> str:
+    """The returns beside the random policy's, and their ratio, as plain text."""
+    lines = [f"{'':14} {'mean':>8} {'std':>8} {'lowest':>8} {'highest':>8} {'episodes':>8}"]
+    for name, values in (("agent", scores), ("random policy", random_scores)):
+        if values:
+            lines.append(
+                f"{name:14} {statistics.fmean(values):8.1f} {statistics.pstdev(values):8.1f} "
+                f"{min(values):8.1f} {max(values):8.1f} {len(values):8}"
+            )
+    ratio = score_ratio(scores, random_scores)
+    if ratio is not None:
+        lines.append(f"{'ratio':14} {ratio:8.2f}")
+    return "\n".join(lines)
+
+
+def score_ratio(scores: Sequence[float], random_scores: Sequence[float]) -> float | None:
+    """How many times the random policy's mean return; None where that is not above zero."""
+    if not scores or not random_scores or statistics.fmean(random_scores) <= 0:
+        return None
+    return statistics.fmean(scores) / statistics.fmean(random_scores)
+
+
+def write_film(scoring: Scoring, video: Path, strip: Path | None, env: EnvConfig) -> list[Path]:
+    """Writes the video of a filmed episode and the strip of what was seen; gives their paths."""
+    fps = POLICY_STEPS_PER_SECOND * 2 / env.action_repeat
+    written = [pictures.write_video(scoring.frames, video, fps)]
+    if strip is not None:
+        pictures.write_strip(scoring.seen or scoring.frames, strip)
+        written.append(strip)
+    return written
+
+
+def write_results(
+    folder: RunFolder,
+    env: EnvConfig,
+    scoring: Scoring,
+    facts: dict[str, Any],
+    warn: Callable[[str], None],
+) -> list[Path]:
+    """Writes everything that a finished run leaves beside its checkpoint.
+
+    Args:
+        folder: run folder.
+        env: task.
+        scoring: the final evaluation, filmed.
+        facts: what else goes into result.json.
+        warn: told of what could not be written; the run's score must not be lost for a picture.
+
+    Returns:
+        The paths written.
+    """
+    metrics = folder.root / METRICS_FILE
+    written: list[Path] = []
+
+    def result() -> list[Path]:
+        write_json(folder.result, {**facts, "scores": scoring.scores})
+        return [folder.result]
+
+    def curve() -> list[Path]:
+        pictures.plot_curve(metrics, folder.curve)
+        return [folder.curve]
+
+    for write in (result, curve, lambda: write_film(scoring, folder.video, folder.strip, env)):
+        try:
+            written += write()
+        except OSError as error:
+            warn(f"warning: cannot write to {folder.root}: {error.strerror or error}")
+    return written

@@ -1,0 +1,121 @@
+"""The folder of one run: what lies where, and its configuration on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mudreamer_fast.config import Config, ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run folder."""
+
+    root: Path
+    """The folder itself."""
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the newest checkpoint."""
+        return self.root / "checkpoint"
+
+    @property
+    def curve(self) -> Path:
+        """Picture of the returns over environment steps."""
+        return self.root / "curve.png"
+
+    @property
+    def strip(self) -> Path:
+        """Picture of some frames that the agent saw."""
+        return self.root / "agent_view.png"
+
+    @property
+    def video(self) -> Path:
+        """One evaluation episode; written as .gif where there is no video encoder."""
+        return self.root / "evaluation.mp4"
+
+    @property
+    def result(self) -> Path:
+        """The final scores."""
+        return self.root / "result.json"
+
+
+def default_run_dir(config: Config, preset: str) -> Path:
+    """`runs/<task>-<preset>-seed<seed>-<time>`, the task without its slash."""
+    task = config.env.task.replace("/", "_")
+    moment = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{task}-{preset}-seed{config.train.seed}-{moment}"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON so that readers see the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Stores every field of the configuration."""
+    write_json(path, dataclasses.asdict(config))
+
+
+def read_config(path: Path) -> Config:
+    """Reads what `write_config` wrote; fields that the file lacks take their defaults.
+
+    Raises:
+        ConfigError: no such file, not JSON, an unknown field, or a value of the wrong type.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path.parent} is not a run folder: it has no {path.name}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError:
+        raise ConfigError(f"{path} is not JSON") from None
+    return typing.cast(Config, _build(Config, content, str(path)))
+
+
+def _build(kind: type, content: Any, where: str) -> Any:
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{where}: expected an object, got {content!r}")
+    types_by_name = typing.get_type_hints(kind)
+    values = {}
+    for name, value in content.items():
+        if name not in types_by_name:
+            raise ConfigError(f"{where}: unknown field {name!r}")
+        wanted = types_by_name[name]
+        if dataclasses.is_dataclass(wanted):
+            values[name] = _build(typing.cast(type, wanted), value, f"{where}: {name}")
+        elif _fits(value, wanted):
+            values[name] = value
+        else:
+            raise ConfigError(f"{where}: {name} cannot be {value!r}")
+    return kind(**values)
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a JSON value is of a field's type: a class, a union, or literals."""
+    origin = typing.get_origin(wanted)
+    if origin is typing.Literal:
+        return value in typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, choice) for choice in typing.get_args(wanted))
+    if isinstance(value, bool):
+        return wanted is bool
+    if wanted is float:
+        return isinstance(value, int | float)
+    return isinstance(value, wanted)

@@ -1,0 +1,51 @@
+"""A training run, from the first random step to the final score: the algorithm, read top down."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mudreamer_fast import machine
+from mudreamer_fast.config import Config
+from mudreamer_fast.trainer import Trainer, TrainResult
+
+__all__ = ["TrainResult", "train"]
+
+
+def train(config: Config, run_dir: str | os.PathLike[str], resume: bool = False) -> TrainResult:
+    """Trains an agent; metrics and checkpoints go to `run_dir`.
+
+    Every collected step of all environments earns `num_envs * config.updates_per_policy_step`
+    updates, done before the next one, so that the train ratio holds at any moment. The call of
+    the policy that only resets an environment counts as a policy step too.
+
+    A resumed run goes on from its checkpoint with the same weights, optimisers, generators, replay
+    contents, counters and random baseline: given the same replay, its updates are bitwise those of
+    the uninterrupted run. The environments are not stored: they start new episodes, with new
+    seeds. A replay that was not saved is first filled again, to `prefill_steps`, by the agent.
+
+    Args:
+        config: all settings; for a resumed run, `train` and `replay` may differ from before.
+        run_dir: run folder; holds no run yet, or the one to resume.
+        resume: go on from the checkpoint in `run_dir`.
+
+    Raises:
+        ConfigError: a device, task or memory need that this machine cannot meet, or a run folder
+            that is taken.
+        checkpoint.CheckpointError: nothing to resume, or nothing that can be read.
+    """
+    with machine.StopSignals() as stop, Trainer(config, Path(run_dir), resume, stop) as run:
+        try:
+            run.measure_random_policy()
+            while not run.finished():
+                run.collect()
+                run.learn()
+                run.report()
+                run.evaluate_if_due()
+                run.checkpoint_if_due()
+                stop.raise_if_received()
+            run.save()
+            return run.finish(run.evaluate(film=True))
+        except machine.Stopped:
+            run.save()
+            return run.result(None)

@@ -1,0 +1,320 @@
+"""The parts of a training run and the steps of its loop; `train` puts them in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mudreamer_fast import checkpoint, machine
+from mudreamer_fast.agent import Agent
+from mudreamer_fast.collect import Collector, random_policy, replay_fields
+from mudreamer_fast.config import Config, ConfigError
+from mudreamer_fast.envs import make_env
+from mudreamer_fast.replay import ReplayBuffer
+from mudreamer_fast.reporting import Reporter, Standing
+from mudreamer_fast.results import score_table, write_results
+from mudreamer_fast.run_folder import RunFolder, write_config
+from mudreamer_fast.scoring import (
+    PolicyMaker,
+    Scoring,
+    agent_policy,
+    evaluation_seed,
+    score,
+    uniform_policy,
+)
+
+EVALUATION_MARGIN = 1.5
+"""The final evaluation is given this many times the last one's duration within max_minutes."""
+COLLECT_SEED, REPLAY_SEED, PREFILL_SEED, ACT_SEED, RANDOM_SEED = range(5)
+"""Uses that a run's seed is split into, for `machine.derived_seed`."""
+
+
+@dataclass
+class Counters:
+    """Where a run stands: all that a checkpoint keeps of the trainer itself."""
+
+    policy_steps: int = 0
+    """Actions chosen, over all environments."""
+    learning_policy_steps: int = 0
+    """Those of them that updates were owed for: all but the prefill."""
+    update_credit: float = 0.0
+    """Updates owed for steps already taken."""
+    seconds: float = 0.0
+    """Wall time of the run up to the checkpoint."""
+    next_eval_env_steps: int = 0
+    """When the next evaluation is due."""
+    resumes: int = 0
+    """How often the run was resumed; seeds the environments' new episodes."""
+    random_scores: list[float] = dataclasses.field(default_factory=list)
+    """Returns of the random policy."""
+    last_score: float | None = None
+    """Return of the last training episode."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to."""
+
+    run_dir: Path
+    """Run folder."""
+    env_steps: int
+    """Simulator steps taken, action repeats counted."""
+    updates: int
+    """Gradient updates done."""
+    seconds: float
+    """Wall time of the whole run, resumed parts included."""
+    random_scores: list[float]
+    """Returns of the random policy on the evaluation's episodes."""
+    scoring: Scoring | None
+    """The final evaluation; None where the run was stopped before it."""
+    stopped_by: int | None
+    """The signal that stopped the run early."""
+
+
+class Trainer:
+    """The parts of one run and the steps of its loop; `train` says in which order."""
+
+    def __init__(
+        self, config: Config, run_dir: Path, resume: bool, stop: machine.StopSignals
+    ) -> None:
+        """Builds everything, or raises and leaves nothing open."""
+        started = time.monotonic()
+        self.config, self.stop, self.folder = config, stop, RunFolder(run_dir)
+        device = machine.resolve_device(config.train.device)
+        saved = self._open_folder(resume)
+        self.counters = Counters(**saved["counters"]) if resume else Counters()
+        self.counters.resumes += resume
+        self.started = started - self.counters.seconds
+        if config.train.threads is not None:
+            torch.set_num_threads(config.train.threads)
+        machine.seed_everything(config.train.seed)
+        self.env = make_env(config.env, config.env.num_envs, self._seed(COLLECT_SEED))
+        try:
+            self.replay = self._make_replay()
+            self.agent = Agent(config, self.env.observation_spec, self.env.action_spec, device)
+            if resume:
+                self._restore(saved)
+            self.reporter = Reporter(config, run_dir, self.env_steps if resume else None)
+        except BaseException:
+            self.env.close()
+            raise
+        self.random = random_policy(
+            self.env.action_spec, self.env.num_envs, self._seed(PREFILL_SEED)
+        )
+        self.collector = Collector(self.env, self.replay, self._act)
+        self.batch: dict[str, Any] | None = None
+        self.evaluation_seconds = 0.0
+        self.next_checkpoint = time.monotonic() + config.train.checkpoint_every_seconds
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.reporter.close()
+        self.env.close()
+
+    # Its parts
+
+    def _open_folder(self, resume: bool) -> dict[str, Any]:
+        """Checks the run folder and stores the configuration; gives the checkpoint of a resume."""
+        folder = self.folder
+        if not resume and (folder.config.exists() or checkpoint.exists(folder.checkpoint)):
+            raise ConfigError(f"{folder.root} holds a run: resume it, or name another folder")
+        saved = checkpoint.load(folder.checkpoint) if resume else {}
+        folder.root.mkdir(parents=True, exist_ok=True)
+        write_config(self.config, folder.config)
+        return saved
+
+    def _make_replay(self) -> ReplayBuffer:
+        train, replay = self.config.train, self.config.replay
+        fields = replay_fields(self.env.observation_spec, self.env.action_spec)
+        steps = train.env_steps // self.config.env.action_repeat + self.env.num_envs
+        machine.check_replay_memory(fields, replay.capacity_steps, steps, machine.available_bytes())
+        seed = self._seed(REPLAY_SEED)
+        return ReplayBuffer(
+            fields, replay.capacity_steps, self.env.num_envs, seed, replay.gather_threads
+        )
+
+    def _seed(self, use: int) -> int:
+        return machine.derived_seed(self.config.train.seed, use, self.counters.resumes)
+
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        self.agent.load_state_dict(saved["agent"])
+        if "replay" in saved:
+            self.replay.load_state_dict(saved["replay"])
+        machine.restore_generator_states(saved["generators"])
+
+    def _can_learn(self) -> bool:
+        """Whether the replay holds the prefill."""
+        prefill = min(self.config.train.prefill_steps, self.replay.capacity_steps)
+        length = self.config.replay.batch_length
+        return len(self.replay) >= prefill and self.replay.can_sample(length)
+
+    def _act(self, observation: Any, is_first: Any, state: Any) -> tuple[Any, Any]:
+        """Acts at random until learning can begin, then as the agent says."""
+        if self.agent.updates == 0 and not self._can_learn():
+            return self.random(observation, is_first, None)[0], None
+        if state is None:
+            # The agent has seen nothing of the episodes under way: to it, they begin here.
+            state = self.agent.initial_state(self.env.num_envs, self._seed(ACT_SEED))
+            is_first = np.ones_like(is_first)
+        return self.agent.act(observation, is_first, state, "sample")
+
+    # The steps of the loop
+
+    @property
+    def env_steps(self) -> int:
+        """Simulator steps taken so far."""
+        return self.counters.policy_steps * self.config.env.action_repeat
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far."""
+        return time.monotonic() - self.started
+
+    @property
+    def seconds_left(self) -> float:
+        """Wall time until training must end, the final evaluation's share kept back."""
+        minutes = self.config.train.max_minutes
+        if minutes is None:
+            return math.inf
+        return 60 * minutes - self.seconds - EVALUATION_MARGIN * self.evaluation_seconds
+
+    def finished(self) -> bool:
+        """Whether all steps are taken or the time is up."""
+        return self.env_steps >= self.config.train.env_steps or self.seconds_left <= 0
+
+    def measure_random_policy(self) -> None:
+        """Scores the random policy on the evaluation's episodes, once in a run."""
+        if self.counters.random_scores:
+            return
+        scoring = self._score(uniform_policy(self._seed(RANDOM_SEED)))
+        self.counters.random_scores = scoring.scores
+        self._report_scores("random", scoring)
+
+    def collect(self) -> None:
+        """One step of every environment, into the replay; at random until it holds the prefill."""
+        for episode in self.collector.collect(1):
+            self.reporter.episode(episode.score, episode.length_steps, self.env_steps, self.seconds)
+        self.counters.policy_steps += self.env.num_envs
+        if self._can_learn():
+            self.counters.learning_policy_steps += self.env.num_envs
+            self.counters.update_credit += self.env.num_envs * self.config.updates_per_policy_step
+
+    def learn(self) -> None:
+        """The updates that the steps taken so far have earned."""
+        replay = self.config.replay
+        while self.counters.update_credit >= 1 and self.stop.received is None:
+            self.batch = self.replay.sample(replay.batch_size, replay.batch_length, self.batch)
+            self.reporter.update(self.agent.update(self.batch))
+            self.counters.update_credit -= 1
+
+    def report(self) -> None:
+        """Progress to the screen, averages to the log, each when it is time."""
+        counters = self.counters
+        self.reporter.tick(
+            Standing(
+                self.env_steps,
+                counters.policy_steps,
+                counters.learning_policy_steps,
+                self.agent.updates,
+                self.seconds,
+                self.seconds_left,
+            )
+        )
+
+    def evaluate_if_due(self) -> None:
+        """Scores the agent every `eval_every_env_steps`; the end of the run has its own."""
+        every = self.config.train.eval_every_env_steps
+        counters = self.counters
+        if counters.next_eval_env_steps == 0:
+            counters.next_eval_env_steps = every
+        if every and self.env_steps >= counters.next_eval_env_steps and not self.finished():
+            self.evaluate()
+            counters.next_eval_env_steps = (self.env_steps // every + 1) * every
+
+    def evaluate(self, film: bool = False) -> Scoring:
+        """Scores the agent."""
+        seed = evaluation_seed(self.config)
+        scoring = self._score(agent_policy(self.agent, seed), film)
+        self._report_scores("evaluation", scoring)
+        return scoring
+
+    def checkpoint_if_due(self) -> None:
+        """Saves every `checkpoint_every_seconds`."""
+        if time.monotonic() >= self.next_checkpoint:
+            self.save()
+
+    def save(self) -> None:
+        """Writes a checkpoint; one that fails is told and tried again at the next occasion."""
+        self.counters.seconds = self.seconds
+        state = {
+            "counters": dataclasses.asdict(self.counters),
+            "generators": machine.generator_states(),
+            "agent": self.agent.state_dict(),
+        }
+        if self.config.train.save_replay:
+            state["replay"] = self.replay.state_dict()
+        try:
+            checkpoint.save(state, self.folder.checkpoint)
+        except checkpoint.CheckpointError as error:
+            self.reporter.message(f"warning: {error}; the one before it stands")
+        self.next_checkpoint = time.monotonic() + self.config.train.checkpoint_every_seconds
+
+    def finish(self, scoring: Scoring) -> TrainResult:
+        """Writes scores and pictures and prints the table."""
+        counters = self.counters
+        facts = {
+            "task": self.config.env.task,
+            "env_steps": self.env_steps,
+            "updates": self.agent.updates,
+            "seconds": self.seconds,
+            "random_scores": counters.random_scores,
+        }
+        tell = self.reporter.message
+        written = write_results(self.folder, self.config.env, scoring, facts, tell)
+        tell(score_table(scoring.scores, counters.random_scores))
+        for path in (*written, self.folder.checkpoint):
+            tell(f"  {path}")
+        return self.result(scoring)
+
+    def result(self, scoring: Scoring | None) -> TrainResult:
+        """What the run came to."""
+        return TrainResult(
+            self.folder.root,
+            self.env_steps,
+            self.agent.updates,
+            self.seconds,
+            self.counters.random_scores,
+            scoring,
+            self.stop.received if scoring is None else None,
+        )
+
+    def _score(self, make_policy: PolicyMaker, film: bool = False) -> Scoring:
+        train = self.config.train
+        scoring = score(
+            self.config.env,
+            make_policy,
+            train.eval_episodes,
+            evaluation_seed(self.config),
+            film,
+            self.stop.raise_if_received,
+        )
+        self.evaluation_seconds = scoring.seconds
+        return scoring
+
+    def _report_scores(self, name: str, scoring: Scoring) -> None:
+        scores = scoring.scores
+        self.reporter.scores(name, scores, self.env_steps, self.seconds)
+        self.reporter.message(
+            f"{name} at {self.env_steps:,} env steps: {np.mean(scores):.1f} "
+            f"+- {np.std(scores):.1f} over {len(scores)} episodes"
+        )

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mudreamer_fast.collect import random_policy
+from mudreamer_fast.config import EnvConfig
+from mudreamer_fast.envs import make_env
+from mudreamer_fast.evaluate import VIDEO_SIZE, evaluate
+from tests.tiny_env import TinyEnv
+
+
+def pointer(observation: Any, is_first: Any, state: int) -> tuple[np.ndarray, int]:
+    """Always right, and counts its calls."""
+    return observation["vector"].copy(), state + 1
+
+
+def tiny(num_envs: int, episode_length: Any = 4, **options: Any) -> TinyEnv:
+    options = {"observation": "vector", "discrete": True} | options
+    return TinyEnv(num_envs, episode_length=episode_length, **options)
+
+
+def test_evaluate_adds_up_the_rewards_of_whole_episodes() -> None:
+    right = evaluate(tiny(2), pointer, 0, episodes=4)
+    assert right.scores == [4.0] * 4
+    assert right.lengths == [4] * 4
+    assert right.frames == []
+    env = tiny(2, episode_length=100)
+    chance = evaluate(env, random_policy(env.action_spec, 2, 0), None, episodes=6)
+    assert np.mean(chance.scores) == pytest.approx(100 / 3, abs=6)
+    assert len(set(chance.scores)) > 1
+
+
+@pytest.mark.parametrize(("num_envs", "episodes"), [(3, 7), (3, 3), (3, 1), (1, 2)])
+def test_evaluate_gives_each_environment_its_fixed_share(num_envs: int, episodes: int) -> None:
+    lengths = [2, 9, 5][:num_envs]
+    played = evaluate(tiny(num_envs, lengths), pointer, 0, episodes)
+    assert played.lengths == [lengths[k % num_envs] for k in range(episodes)]
+    assert played.scores == played.lengths
+
+
+def test_evaluate_scores_do_not_depend_on_the_other_episodes() -> None:
+    def scores(num_envs: int, lengths: Any) -> list[float]:
+        # always the first place: what it scores depends on the environment alone
+        def first_place(observation: Any, is_first: Any, state: Any) -> tuple[np.ndarray, Any]:
+            return np.eye(3, dtype=np.float32)[np.zeros(num_envs, int)], state
+
+        return evaluate(tiny(num_envs, lengths, seed=5), first_place, None, num_envs).scores
+
+    assert scores(2, [30, 7])[0] == scores(2, [30, 30])[0] == scores(1, 30)[0]
+    assert scores(2, [30, 30]) == scores(2, [30, 30])
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_evaluate_films_the_first_episode_from_first_to_last_observation(num_envs: int) -> None:
+    seen = []
+
+    def watching(observation: Any, is_first: Any, state: Any) -> tuple[np.ndarray, Any]:
+        seen.append(observation["vector"][0].argmax())
+        return observation["vector"].copy(), state
+
+    played = evaluate(tiny(num_envs, 6), watching, None, episodes=2, record=True)
+    assert len(played.frames) == 7
+    assert {frame.shape for frame in played.frames} == {(VIDEO_SIZE, VIDEO_SIZE, 3)}
+    lit = [frame[0, :, 0].argmax() * 3 // VIDEO_SIZE for frame in played.frames]
+    np.testing.assert_allclose(lit[:6], seen[:6], atol=0)
+    small = evaluate(tiny(num_envs), pointer, 0, episodes=2, record=True, frame_size=9)
+    assert [frame.shape for frame in small.frames] == [(9, 9, 3)] * 5
+
+
+def test_evaluate_threads_the_policys_state_through_resets() -> None:
+    states, firsts = [], []
+
+    def counting(observation: Any, is_first: Any, state: int) -> tuple[np.ndarray, int]:
+        states.append(state)
+        firsts.append(bool(is_first[0]))
+        return observation["vector"].copy(), state + 1
+
+    evaluate(tiny(1, 3), counting, 10, episodes=2)
+    assert states == list(range(10, 17))
+    # the call at an episode's end counts as well: its action is ignored and resets
+    assert [i for i, first in enumerate(firsts) if first] == [0, 4]
+
+
+def test_evaluate_refuses_to_play_nothing() -> None:
+    with pytest.raises(ValueError, match="episodes must be positive, got 0"):
+        evaluate(tiny(1), pointer, 0, episodes=0)
+
+
+def test_evaluate_gives_a_simulators_policy_the_same_scores_again() -> None:
+    def play() -> tuple[list[float], list[int], list[Any]]:
+        env = make_env(EnvConfig(task="dmc/cartpole_balance", observation="vector"), 2, 11)
+        policy = random_policy(env.action_spec, 2, 0)
+        played = evaluate(env, policy, None, episodes=2, record=False)
+        env.close()
+        return played.scores, played.lengths, played.frames
+
+    scores, lengths, _ = play()
+    assert lengths == [500, 500]
+    assert all(100 < score < 900 for score in scores)
+    assert play()[0] == scores
