@@ -304,7 +304,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
     "quick": (
         "A small model that learns cartpole swing-up from pixels on two CPU cores in minutes.",
         Config(
-            env=EnvConfig(task="dmc/cartpole_swingup", action_repeat=4, render_profile="light"),
+            env=EnvConfig(task="dmc/cartpole_swingup", action_repeat=8, render_profile="light"),
             model=ModelConfig(
                 deter=128,
                 hidden=128,
@@ -317,17 +317,17 @@ PRESETS: dict[str, tuple[str, Config]] = {
             ),
             behaviour=BehaviourConfig(
                 discount=0.99,
-                entropy_scale=3e-3,
+                entropy_scale=2e-3,
                 actor_learning_rate=3e-4,
                 critic_learning_rate=3e-4,
                 adam_eps=1e-8,
             ),
             replay=ReplayConfig(capacity_steps=100_000, batch_size=8, batch_length=16),
             train=TrainConfig(
-                env_steps=52_000,
+                env_steps=360_000,
                 prefill_steps=1_000,
-                train_ratio=32.0,
-                eval_every_env_steps=10_000,
+                train_ratio=8.0,
+                eval_every_env_steps=60_000,
                 max_minutes=16.0,
             ),
         ),
