@@ -63,11 +63,16 @@ class Agent:
         shapes = {name: spec.shape for name, spec in observation_spec.items()}
         size, continuous = action_spec.size, action_spec.continuous
         self.observations = tuple(shapes)
+        self.batch_shapes = {
+            **shapes,
+            "action": (size,),
+            "reward": (),
+            "is_first": (),
+            "is_terminal": (),
+        }
         with torch.random.fork_rng():
             torch.manual_seed(config.train.seed)
-            world_model = WorldModel(
-                config.model, config.behaviour, shapes, size, continuous, ops
-            )
+            world_model = WorldModel(config.model, config.behaviour, shapes, size, continuous, ops)
             behaviour = ActorCritic(
                 config.model,
                 config.behaviour,
@@ -173,7 +178,11 @@ class Agent:
 
         Returns:
             Metrics of this update by name.
+
+        Raises:
+            ValueError: an array is missing, or its shape is not the one expected.
         """
+        self._check_batch(batch)
         data = {name: self._tensor(array) for name, array in batch.items()}
         self.world_model.train()
         metrics, deter, stoch = self._update_world_model(data)
@@ -248,8 +257,9 @@ class Agent:
                 torch.Generator(self.device).manual_seed(0), rows, steps, self.config.model.groups
             ),
         )
-        images = (decoder(features(seen.deter, seen.stoch)) + 0.5) * 255.0
-        return images.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+        images: Tensor = (decoder(features(seen.deter, seen.stoch)) + 0.5) * 255.0
+        pixels: np.ndarray = images.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+        return pixels
 
     def parameter_counts(self) -> dict[str, int]:
         """Trained parameters, by part."""
@@ -288,6 +298,18 @@ class Agent:
             adam.load_state_dict(state["optimisers"][name])
         self.generator.set_state(state["generator"].cpu())
         self.updates = state["updates"]
+
+    def _check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
+        missing = sorted(self.batch_shapes.keys() - batch.keys())
+        if missing:
+            raise ValueError(f"the batch lacks {', '.join(missing)}; it has {sorted(batch)}")
+        leading = batch["is_first"].shape
+        for name, shape in self.batch_shapes.items():
+            if batch[name].shape != (*leading, *shape) or len(leading) != 2:
+                raise ValueError(
+                    f"{name} must have shape (B, T, ...) with ... = {shape} and B, T as in "
+                    f"is_first, {leading}; got {batch[name].shape}"
+                )
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)

@@ -106,9 +106,7 @@ class ModelConfig:
     """Largest global gradient norm of the world model."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.size in SIZES, f"size must be one of {', '.join(SIZES)}, got {self.size!r}"
-        )
+        _require(self.size in SIZES, f"size must be one of {', '.join(SIZES)}, got {self.size!r}")
         _require_positive(
             self, "deter", "hidden", "conv", "layers", "groups", "bins", "norm_eps",
             "learning_rate", "adam_eps", "clip_norm",

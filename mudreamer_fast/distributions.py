@@ -64,7 +64,7 @@ def sample_index(probs: Tensor, uniforms: Tensor) -> Tensor:
 
 def one_hot_straight_through(probs: Tensor, index: Tensor) -> Tensor:
     """One-hot vectors of `index` (...) whose gradient goes to `probs` (..., C) unchanged."""
-    out: Tensor = _StraightThrough.apply(probs, index)
+    out: Tensor = _StraightThrough.apply(probs, index)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -76,8 +76,6 @@ class ScaledNormal:
     Args:
         out: (..., 2A), `m` then `q`.
     """
-
-    noise_is_uniform = False
 
     def __init__(self, out: Tensor) -> None:
         mean, std = out.chunk(2, dim=-1)
@@ -112,14 +110,12 @@ class OneHotCategorical:
         unimix: share of the uniform distribution.
     """
 
-    noise_is_uniform = True
-
     def __init__(self, out: Tensor, unimix: float) -> None:
         self.probs = unimix_probs(out, unimix)
         self._out, self._unimix = out, unimix
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Draw one-hot actions (..., A) with a straight-through gradient; noise (..., 1) uniform."""
+        """Draw one-hot actions (..., A), straight-through, from uniform noise (..., 1)."""
         return one_hot_straight_through(self.probs, sample_index(self.probs, noise[..., 0]))
 
     @property

@@ -60,5 +60,5 @@ class ClippedAdam:
 @torch.no_grad()
 def move_average(average: nn.Module, current: nn.Module, decay: float) -> None:
     """Move the parameters of `average` towards `current`: `w' <- d w' + (1 - d) w`."""
-    slow = list(average.parameters())
+    slow: list[Tensor] = list(average.parameters())
     torch._foreach_lerp_(slow, list(current.parameters()), 1.0 - decay)

@@ -88,7 +88,7 @@ def test_world_model_value_loss_is_the_cross_entropy_to_returns_within_each_epis
             goes_on = 0.0 if terminal[row][t + 1] else 1.0
             future = reward[row][t + 1] + DISCOUNT * goes_on * mixed
             losses.append(cross_entropy(logits[row, t], future))
-    assert len(losses) == ROWS * (STEPS - 1) - 1
+    assert len(losses) == ROWS * (STEPS - 1) - 2
     expected = torch.tensor(sum(losses) / len(losses), dtype=F64)
     assert_close(metrics(model, batch)["loss_value"], expected, HAND)
 
@@ -124,7 +124,7 @@ def test_world_model_action_loss_predicts_what_led_here_from_features_and_the_st
     continuous: bool,
 ) -> None:
     model, batch = made_model(continuous), made_batch(continuous)
-    seen, feature, embed = beliefs(model, batch)
+    _, feature, embed = beliefs(model, batch)
     losses = []
     for row in range(ROWS):
         for t in range(STEPS):
@@ -139,7 +139,7 @@ def test_world_model_action_loss_predicts_what_led_here_from_features_and_the_st
             else:
                 probs = 0.99 * out.softmax(-1) + 0.01 / 3
                 losses.append(-probs[int(action.argmax())].log())
-    assert len(losses) == ROWS * STEPS - 4
+    assert len(losses) == ROWS * STEPS - 5
     expected = torch.stack(losses).mean().detach()
     assert_close(metrics(model, batch)["loss_action"], expected, HAND)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def batch(
     steps: int = 5,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """A batch with a reset at step 0, one mid-sequence in the second row, and a real ending."""
+    """A batch with a reset at step 0, one after a time limit, and one after a real ending."""
     rng = np.random.default_rng(seed)
     data: dict[str, np.ndarray] = {}
     for name, spec in observation.items():
@@ -64,9 +65,9 @@ def batch(
     data["is_first"] = np.zeros((rows, steps), bool)
     data["is_first"][:, 0] = True
     data["is_terminal"] = np.zeros((rows, steps), bool)
-    if steps > 2 and rows > 1:
-        data["is_first"][1, 2] = True
-        data["is_terminal"][1, 1] = True
+    if steps > 3 and rows > 2:
+        data["is_first"][1, 3] = True
+        data["is_first"][2, 2] = data["is_terminal"][2, 1] = True
     data["action"][data["is_first"]] = 0.0
     return data
 
@@ -121,7 +122,7 @@ def rssm_weights(
 def mlp_weights(inputs: int, hidden: int, layers: int, outputs: int) -> MlpWeights:
     widths = [inputs] + [hidden] * layers
     weights = MlpWeights(
-        tuple(norm_linear(b, a) for a, b in zip(widths[:-1], widths[1:], strict=True)),
+        tuple(norm_linear(b, a) for a, b in pairwise(widths)),
         linear(outputs, hidden),
     )
     require_gradients(weights)

@@ -45,9 +45,9 @@ INIT_STD = Tolerance(0.01, 0.0)
 """Standard deviation of 10^5 draws: a relative standard error of 1 / sqrt(2 * 10^5) = 0.2%, less
 for a truncated normal; five times that."""
 
-OVERFIT_RATIO = 0.75
-"""Share of the loss that may be left after 60 updates on one batch; measured about 0.5, and a
-model that learns nothing keeps 1."""
+OVERFIT_RATIO = 0.5
+"""Share of the loss that may be left after 60 updates on one batch; measured 0.28 to 0.34 over
+three seeds, and 1.01 to 1.03 with a learning rate near zero."""
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: Tolerance, name: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +29,7 @@ class Decoder(nn.Module):
         self.edge = IMAGE_SIZE // 2**CONV_LAYERS
         self.project = LinearParameters(inputs, widths[0] * self.edge**2, "normal")
         self.kernels = nn.ParameterList(
-            init_weight(torch.empty(a, b, 4, 4), "normal")
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            init_weight(torch.empty(a, b, 4, 4), "normal") for a, b in itertools.pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(w, eps=config.norm_eps) for w in widths[1:-1])
         self.bias = nn.Parameter(torch.zeros(channels))
@@ -42,9 +42,10 @@ class Decoder(nn.Module):
             x = F.conv_transpose2d(x, kernel, stride=2, padding=1)
             x = F.silu(norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         x = F.conv_transpose2d(x, self.kernels[-1], self.bias, stride=2, padding=1)
-        return x.unflatten(0, feature.shape[:-1])
+        return x.view(*feature.shape[:-1], *x.shape[1:])
 
     def loss(self, feature: Tensor, image: Tensor) -> Tensor:
         """Squared error (...), summed over pixels, to uint8 images (..., c, 64, 64)."""
         target = image.to(feature.dtype) / 255.0 - 0.5
-        return (self(feature) - target).square().sum((-3, -2, -1))
+        image_error: Tensor = self(feature) - target
+        return image_error.square().sum((-3, -2, -1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import torch
@@ -61,8 +62,7 @@ class ConvEncoder(nn.Module):
         depth = config.dimensions.conv
         widths = [channels] + [depth * 2**i for i in range(CONV_LAYERS)]
         self.kernels = nn.ParameterList(
-            init_weight(torch.empty(b, a, 4, 4), "normal")
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            init_weight(torch.empty(b, a, 4, 4), "normal") for a, b in itertools.pairwise(widths)
         )
         batch_norm = config.batch_norm in ("encoder", "both")
         self.norms = nn.ModuleList(
@@ -73,7 +73,9 @@ class ConvEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map uint8 images (..., c, 64, 64) to features (..., 128 c')."""
-        x = image.flatten(0, -4).to(self.kernels[0].dtype, memory_format=torch.channels_last)
+        x = image.flatten(0, -4).to(
+            self.kernels[0].dtype, memory_format=torch.channels_last, copy=True
+        )
         x = x.div_(255.0).sub_(0.5)
         for kernel, norm in zip(self.kernels, self.norms, strict=True):
             x = F.conv2d(x, kernel, stride=2, padding=1)
@@ -94,8 +96,7 @@ class VectorEncoder(nn.Module):
         dims = config.dimensions
         widths = [inputs, *[dims.hidden] * dims.layers]
         self.weights = nn.ParameterList(
-            init_weight(torch.empty(b, a), "normal")
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            init_weight(torch.empty(b, a), "normal") for a, b in itertools.pairwise(widths)
         )
         batch_norm = config.batch_norm in ("encoder", "both")
         self.norms = nn.ModuleList(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import ModuleType
 from typing import Literal
 
@@ -83,7 +84,7 @@ class Mlp(nn.Module):
         super().__init__()
         widths = [inputs, *[hidden] * layers]
         self.hidden = nn.ModuleList(
-            NormLinearParameters(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            NormLinearParameters(a, b) for a, b in itertools.pairwise(widths)
         )
         self.out = LinearParameters(widths[-1], outputs, init)
         self.ops = ops

@@ -30,9 +30,7 @@ def batchnorm_posterior(
     var, mean = torch.var_mean(x.detach(), dim=0, correction=0)
     weight, bias = layer.norm_weight, layer.norm_bias
     if not state.use_batch:
-        out = F.batch_norm(
-            x, state.running_mean, state.running_var, weight, bias, False, 0.0, eps
-        )
+        out = F.batch_norm(x, state.running_mean, state.running_var, weight, bias, False, 0.0, eps)
     elif x.shape[0] == 1:  # a single row is its own mean, which F.batch_norm refuses
         out = (x - x.mean(0)) * weight + bias
     else:

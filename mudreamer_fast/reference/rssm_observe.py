@@ -41,7 +41,7 @@ def rssm_prior(deter: Tensor, weights: RssmWeights, groups: int, eps: float) -> 
     """Logits (..., G, C) of the latents before the observation is seen, from (..., D)."""
     hidden = linear_norm_act(deter, weights.prior_hidden, eps)
     logits = F.linear(hidden, weights.prior_out.weight, weights.prior_out.bias)
-    return logits.unflatten(-1, (groups, -1))
+    return logits.reshape(*logits.shape[:-1], groups, -1)
 
 
 def rssm_initial(weights: RssmWeights, groups: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -56,9 +56,7 @@ def rssm_sequence(
 ) -> Tensor:
     """Advance h one step: `h' = f(h, z, a)`, on (N, D), (N, G, C), (N, A)."""
     inputs = torch.cat([stoch.flatten(-2), bound_action(action)], dim=-1)
-    return layernorm_gru(
-        linear_norm_act(inputs, weights.input, eps), deter, weights.gru, eps
-    )
+    return layernorm_gru(linear_norm_act(inputs, weights.input, eps), deter, weights.gru, eps)
 
 
 def rssm_observe(
@@ -92,7 +90,7 @@ def rssm_observe(
     layer = weights.posterior_hidden
     # As one matrix: a 3-D input times a slice of the weight would be a slow batched product.
     embed_part = F.linear(embed.flatten(0, 1), layer.weight[:, : embed.shape[-1]])
-    embed_part = embed_part.unflatten(0, embed.shape[:2])
+    embed_part = embed_part.view(*embed.shape[:2], -1)
     deter_weight = layer.weight[:, embed.shape[-1] :]
     first_deter, first_stoch = rssm_initial(weights, groups, eps)
     action = action.masked_fill(is_first.unsqueeze(-1), 0.0)
@@ -112,7 +110,7 @@ def rssm_observe(
         else:
             hidden, mean, var = batchnorm_posterior(hidden, layer, batch_norm, eps)
         posterior = F.linear(hidden, weights.posterior_out.weight, weights.posterior_out.bias)
-        posterior = posterior.unflatten(-1, (groups, -1))
+        posterior = posterior.view(len(posterior), groups, -1)
         stoch = categorical_sample(posterior, uniforms[:, t], unimix)
         columns.append((deter, stoch, posterior, previous_deter, previous_stoch, mean, var))
     deters, stochs, posteriors, previous_deters, previous_stochs, means, variances = zip(

@@ -91,9 +91,7 @@ def test_rssm_trains_with_running_statistics_when_asked(update: str) -> None:
     ("placement", "batch_norm"),
     [("posterior", True), ("both", True), ("encoder", False), ("none", False)],
 )
-def test_rssm_has_batch_norm_only_where_it_is_asked_for(
-    placement: str, batch_norm: bool
-) -> None:
+def test_rssm_has_batch_norm_only_where_it_is_asked_for(placement: str, batch_norm: bool) -> None:
     rssm = made_rssm(batch_norm=placement)
     assert (rssm.running is not None) is batch_norm
     assert observe(rssm).batch_mean.shape == (STEPS, 7 if batch_norm else 0)

@@ -113,9 +113,8 @@ def observe(
         first = [bool(is_first[row, t]) for row in range(rows)]
         h = torch.stack([first_h if first[row] else h[row] for row in range(rows)])
         z = torch.stack([first_z if first[row] else z[row] for row in range(rows)])
-        a = torch.stack(
-            [torch.zeros_like(action[0, 0]) if first[row] else action[row, t] for row in range(rows)]
-        )
+        still = torch.zeros_like(action[0, 0])
+        a = torch.stack([still if first[row] else action[row, t] for row in range(rows)])
         columns["previous_deter"].append(h)
         columns["previous_stoch"].append(z)
         h = recur(h, z, bounded(a), weights, eps)

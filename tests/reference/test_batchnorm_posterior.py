@@ -77,9 +77,7 @@ def test_batchnorm_posterior_statistics_carry_no_gradient() -> None:
 
 @pytest.mark.parametrize("use_batch", [True, False])
 @pytest.mark.parametrize("rows", [1, 2, 5])
-def test_batchnorm_posterior_gradients_match_finite_differences(
-    use_batch: bool, rows: int
-) -> None:
+def test_batchnorm_posterior_gradients_match_finite_differences(use_batch: bool, rows: int) -> None:
     x = torch.randn(rows, 3, dtype=F64, requires_grad=True)
     weight = torch.randn(3, dtype=F64, requires_grad=True)
     bias = torch.randn(3, dtype=F64, requires_grad=True)

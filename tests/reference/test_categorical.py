@@ -39,6 +39,11 @@ def test_sample_index_never_draws_a_class_without_probability(uniform: float) ->
     assert sample_index(probs, torch.tensor(uniform)).item() in (1, 3)
 
 
+def test_sample_index_never_draws_an_impossible_last_class_where_probabilities_round() -> None:
+    probs = torch.tensor([0.25, 0.75 - 2**-20, 0.0])  # sum below one
+    assert sample_index(probs, torch.tensor(BELOW_ONE)).item() == 1
+
+
 def test_sample_index_stays_in_range_where_probabilities_round() -> None:
     probs = torch.rand(1000, 33).softmax(-1) * (1 - 2**-20)  # sums below one
     index = sample_index(probs, torch.full((1000,), BELOW_ONE))
