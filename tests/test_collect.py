@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mudreamer_fast.collect import Collector, Episode, random_policy, replay_fields
+from mudreamer_fast.collect import Collector, random_policy, replay_fields
 from mudreamer_fast.config import EnvConfig
 from mudreamer_fast.envs import ActionSpec, make_env
 from mudreamer_fast.replay import ReplayBuffer

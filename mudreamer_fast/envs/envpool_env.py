@@ -59,7 +59,6 @@ class EnvPoolEnv:
         else:  # no renderer is needed until a video is asked for
             self._profile = graphics.video_profile(config.render_profile)
         self._graphics_ready = self._pixels
-        self._assets: tempfile.TemporaryDirectory[str] | None = None
         self._pool: Any = self._make_pool(num_envs, seed)
         self.num_envs = num_envs
         action = self._pool.action_spec()
@@ -80,19 +79,15 @@ class EnvPoolEnv:
         import envpool
         import envpool.mujoco.dmc.registration  # a trimmed installation may leave it to us
 
-        options: dict[str, Any] = {}
-        if self._profile != "reference":
-            base_path = envpool.make_spec(self._task.envpool_id).config.base_path
-            self._assets = tempfile.TemporaryDirectory(prefix="mudreamer_fast_assets_")
-            options["base_path"] = self._assets.name
-            write_assets(Path(base_path), self._task.domain, self._profile, Path(self._assets.name))
-        return envpool.make_dm(
-            self._task.envpool_id,
-            num_envs=num_envs,
-            seed=seed,
-            max_episode_steps=EPISODE_SIMULATOR_STEPS,
-            **options,
-        )
+        name = self._task.envpool_id
+        options = {"seed": seed, "max_episode_steps": EPISODE_SIMULATOR_STEPS}
+        if self._profile == "reference":
+            return envpool.make_dm(name, num_envs=num_envs, **options)
+        installed = Path(envpool.make_spec(name).config.base_path)
+        # the models are read while the simulators are made, and not again
+        with tempfile.TemporaryDirectory(prefix="mudreamer_fast_assets_") as folder:
+            write_assets(installed, self._task.domain, self._profile, Path(folder))
+            return envpool.make_dm(name, num_envs=num_envs, base_path=folder, **options)
 
     def reset(self) -> VectorStep:
         """Starts a new episode everywhere; see `VectorEnv.reset`."""
@@ -161,8 +156,6 @@ class EnvPoolEnv:
     def close(self) -> None:
         """Ends the simulators; a second call does nothing."""
         self._pool = None
-        if self._assets is not None:
-            self._assets.cleanup()
 
     def _open_pool(self) -> Any:
         if self._pool is None:

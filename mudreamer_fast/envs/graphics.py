@@ -1,7 +1,6 @@
 """Off-screen OpenGL through EGL: loading it, asking what draws, and failing in one sentence.
 
-Both simulators choose the device alike: the one that MUJOCO_EGL_DEVICE_ID names, else the first
-that works.
+Both simulators draw on the device that MUJOCO_EGL_DEVICE_ID names, else on the first that works.
 """
 
 from __future__ import annotations
@@ -104,9 +103,6 @@ def prepare(profile: ProfileName | Literal["auto"]) -> ProfileName:
         EnvError: EGL is missing or nothing can be rendered with it.
         ConfigError: MUJOCO_EGL_DEVICE_ID names no device.
     """
-    # llvmpipe's own threads only get in the way of two cores unless a frame is expensive
-    # (measured on cartpole: see bench/bench_collect.py)
-    os.environ.setdefault("LP_NUM_THREADS", "2" if profile == "reference" else "0")
     name = renderer_name()
     if profile != "auto":
         return profile
@@ -135,11 +131,15 @@ def renderer_name() -> str:
     """
     egl = _Egl(load_egl())
     reasons = []
-    for device in egl.devices():
+    for number, device in egl.devices().items():
         try:
-            return egl.renderer_of(device)
+            name = egl.renderer_of(device)
         except EnvError as reason:
-            reasons.append(str(reason))
+            reasons.append(f"device {number} {reason}")
+            continue
+        if reasons:  # left to themselves, the simulators need not get past the first device
+            os.environ.setdefault(DEVICE_VARIABLE, str(number))
+        return name
     raise EnvError(
         f"no EGL device can render ({'; '.join(reasons) or 'none was found'}): {INSTALL_HINT}"
     )
@@ -180,12 +180,12 @@ class _Egl:
             raise EnvError(f"this libEGL has no {name}: {INSTALL_HINT}")
         return ctypes.CFUNCTYPE(*signature)(address)
 
-    def devices(self) -> list[ctypes.c_void_p]:
-        """The devices to try, in order."""
+    def devices(self) -> dict[int, ctypes.c_void_p]:
+        """The devices to try by number, in order."""
         found, count = (ctypes.c_void_p * _MAX_DEVICES)(), ctypes.c_int()
         if not self._query_devices(_MAX_DEVICES, found, ctypes.byref(count)):
-            return []
-        devices = [ctypes.c_void_p(device) for device in found[: count.value]]
+            return {}
+        devices = {i: ctypes.c_void_p(found[i]) for i in range(count.value)}
         chosen = os.environ.get(DEVICE_VARIABLE)
         if chosen is None:
             return devices
@@ -194,26 +194,26 @@ class _Egl:
                 f"{DEVICE_VARIABLE} must be a number from 0 to {len(devices) - 1} "
                 f"(EGL finds {len(devices)} devices), got {chosen!r}"
             )
-        return [devices[int(chosen)]]
+        return {int(chosen): devices[int(chosen)]}
 
     def renderer_of(self, device: ctypes.c_void_p) -> str:
         """GL_RENDERER of a context on the device."""
         display = self._platform_display(_EGL_PLATFORM_DEVICE, device, None)
         if not display or not self._initialize(display, None, None):
-            raise EnvError("a device does not start")
+            raise EnvError("does not start")
         wanted = (ctypes.c_int * 5)(
             _EGL_SURFACE_TYPE, _EGL_PBUFFER_BIT, _EGL_RENDERABLE_TYPE, _EGL_OPENGL_BIT, _EGL_NONE
         )
         config, count = ctypes.c_void_p(), ctypes.c_int()
         chosen = self._choose_config(display, wanted, ctypes.byref(config), 1, ctypes.byref(count))
         if not chosen or not count.value or not self._bind_api(_EGL_OPENGL_API):
-            raise EnvError("a device offers no off-screen OpenGL")
+            raise EnvError("offers no off-screen OpenGL")
         context = self._create_context(display, config, None, None)
         if not context:
-            raise EnvError("a device makes no OpenGL context")
+            raise EnvError("makes no OpenGL context")
         try:
             if not self._make_current(display, None, None, context):
-                raise EnvError("a device draws nothing without a window")
+                raise EnvError("draws nothing without a window")
             name = self._get_string(_GL_RENDERER)
             self._make_current(display, None, None, None)
         finally:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -172,6 +174,17 @@ def test_envpool_env_hands_over_arrays_that_it_writes_to_no_more() -> None:
     before = {name: array.copy() for name, array in stacked(steps).items()}
     env.step(random_actions(env, 1, seed=1)[0])
     assert_same(before, stacked(steps))
+
+
+def test_envpool_env_leaves_no_files_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    env = make("cartpole_balance", num_envs=3, render_profile="flat", backend="envpool")
+    assert list(tmp_path.iterdir()) == []
+    env.reset()
+    assert env.render(indices=[2]).std() > 10
+    assert env.step(np.zeros((3, 1), np.float32)).reward.all()
 
 
 def test_envpool_env_says_that_it_is_closed() -> None:

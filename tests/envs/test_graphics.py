@@ -57,6 +57,33 @@ def test_a_device_that_is_not_there_is_refused(
         graphics.prepare("light")
 
 
+def test_the_simulators_are_pointed_to_the_first_device_that_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Machine:
+        working = (2, 3)
+
+        def __init__(self, library: object) -> None: ...
+
+        def devices(self) -> dict[int, int]:
+            return dict(enumerate(range(4)))
+
+        def renderer_of(self, device: int) -> str:
+            if device not in self.working:
+                raise EnvError("does not start")
+            return f"GPU {device}"
+
+    monkeypatch.setattr(graphics, "_Egl", Machine)
+    monkeypatch.setenv(graphics.DEVICE_VARIABLE, "to be restored")
+    monkeypatch.delenv(graphics.DEVICE_VARIABLE)
+    assert graphics.renderer_name() == "GPU 2"
+    assert os.environ[graphics.DEVICE_VARIABLE] == "2"
+    graphics.renderer_name.cache_clear()
+    Machine.working = ()
+    with pytest.raises(EnvError, match=r"device 0 does not start; device 1 does not start;"):
+        graphics.renderer_name()
+
+
 def test_a_machine_without_drivers_gets_one_line_instead_of_an_abort() -> None:
     program = """
 from mudreamer_fast.config import EnvConfig
