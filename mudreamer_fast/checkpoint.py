@@ -2,8 +2,8 @@
 
 Layout of the folder::
 
-    manifest.json            names the data folder and the size and CRC-32 of each of its files
-    data-<number>/<key>.pt   everything of state[key] but its NumPy arrays (torch, weights only)
+    manifest.json                 names the data folder, and each of its files with size and CRC-32
+    data-<number>/<key>.pt        everything of state[key] but its arrays (torch, weights only)
     data-<number>/<key>.<n>.npy   NumPy arrays of state[key], without pickle
 
 A save writes and syncs a new data folder beside the old one, then renames the new manifest over
@@ -19,25 +19,36 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+
+from mudreamer_fast.checkpoint_files import (
+    ChecksummedFile,
+    Empty,
+    MappedArrays,
+    measure,
+    read_array,
+    settle_mapped,
+    sync_folder,
+    write_array,
+)
 
 FORMAT = "mudreamer_fast checkpoint"
 VERSION = 1
 """Raised whenever the layout changes; other versions are refused."""
 
 MANIFEST = "manifest.json"
-CHUNK_BYTES = 1 << 24
-"""Bytes written or read at a time: the only extra memory that a large array costs."""
-MAP_BYTES = 1 << 20
-"""Arrays from this size on are mapped from the file when loaded rather than read into memory."""
+
+Build: TypeAlias = Callable[[Empty], Mapping[str, Any]]
+"""Makes a state; large arrays in memory from `Empty` are written by being filled."""
 
 _ARRAY = "__npy_file__"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_READ_ATTEMPTS = 3
 
 
 class CheckpointError(RuntimeError):
@@ -48,49 +59,14 @@ class DiskFullError(CheckpointError):
     """No room for a checkpoint; the one before it is intact."""
 
 
-class _ChecksummedFile:
-    """A file being written that counts bytes and CRC-32 on the way.
-
-    A failed write is remembered and the rest swallowed: `torch.save` calls `write` from C++, which
-    must not see a Python exception in the middle of an archive. `close` raises it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = path.open("wb")
-        self._error: OSError | None = None
-        self.size_bytes = 0
-        self.crc32 = 0
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        if self._error is None:
-            try:
-                self._file.write(view)
-            except OSError as error:
-                self._error = error
-        self.size_bytes += view.nbytes
-        self.crc32 = zlib.crc32(view, self.crc32)
-        return view.nbytes
-
-    def flush(self) -> None:
-        """Nothing to do before `close`; `torch.save` asks for it."""
-
-    def close(self) -> None:
-        try:
-            if self._error is not None:
-                raise self._error
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        finally:
-            self._file.close()
-
-
-def save(state: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
+def save(state: Mapping[str, Any] | Build, folder: str | os.PathLike[str]) -> None:
     """Replaces the checkpoint in `folder` by `state`, all or nothing.
 
     Args:
         state: string keys that can be file names; values are tensors, NumPy arrays of plain
-            dtypes, numbers, strings, bytes, None, and dicts, lists and tuples of those.
+            dtypes, numbers, strings, bytes, None, and dicts, lists and tuples of those. Or a
+            function that makes such a state: it is handed a stand-in for `numpy.empty` whose
+            large arrays are files already, and so cost no memory of the process's own.
         folder: made where missing; holds nothing but the checkpoint.
 
     Raises:
@@ -103,11 +79,14 @@ def save(state: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         data = folder / f"data-{_next_number(folder)}"
         data.mkdir()
+        mapped = MappedArrays(data)
+        values = state(mapped.empty) if callable(state) else state
         files: dict[str, dict[str, int]] = {}
-        for key, value in state.items():
-            _write_entry(data, key, value, files)
-        _sync_folder(data)
-        _commit(folder, data.name, files, list(state))
+        for key, value in values.items():
+            _write_entry(data, key, value, mapped, files)
+        mapped.discard_unused()
+        sync_folder(data)
+        _commit(folder, data.name, files, list(values))
     except OSError as error:
         _discard(data, folder)
         kind = DiskFullError if error.errno in _DISK_FULL else CheckpointError
@@ -133,17 +112,32 @@ def load(folder: str | os.PathLike[str], keys: Collection[str] | None = None) ->
             version, or a key that the checkpoint lacks.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
+    for attempt in range(_READ_ATTEMPTS):
+        manifest = _read_manifest(folder)
+        try:
+            return _load_entries(folder, manifest, keys)
+        except CheckpointError:
+            # A run that goes on may have put a newer checkpoint in the place of this one.
+            if attempt + 1 == _READ_ATTEMPTS or _read_manifest(folder) == manifest:
+                raise
+    raise AssertionError("the loop returns or raises")
+
+
+def exists(folder: str | os.PathLike[str]) -> bool:
+    """Whether a checkpoint was ever completed in `folder`."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def _load_entries(
+    folder: Path, manifest: Mapping[str, Any], keys: Collection[str] | None
+) -> dict[str, Any]:
     data = folder / manifest["data"]
-    chosen = manifest["keys"] if keys is None else list(keys)
-    for key in chosen:
-        if key not in manifest["keys"]:
-            raise CheckpointError(
-                f"the checkpoint in {folder} has no {key!r}, only {', '.join(manifest['keys'])}"
-            )
     state: dict[str, Any] = {}
     try:
-        for key in chosen:
+        for key in manifest["keys"] if keys is None else keys:
+            if key not in manifest["keys"]:
+                held = ", ".join(manifest["keys"])
+                raise CheckpointError(f"the checkpoint in {folder} has no {key!r}, only {held}")
             for name, facts in manifest["files"].items():
                 if name.split(".")[0] == key:
                     _verify(data / name, facts["bytes"], facts["crc32"])
@@ -155,9 +149,16 @@ def load(folder: str | os.PathLike[str], keys: Collection[str] | None = None) ->
     return state
 
 
-def exists(folder: str | os.PathLike[str]) -> bool:
-    """Whether a checkpoint was ever completed in `folder`."""
-    return (Path(folder) / MANIFEST).is_file()
+def _verify(path: Path, size_bytes: int, crc32: int) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"damaged checkpoint: {path} is missing")
+    actual = path.stat().st_size
+    if actual != size_bytes:
+        raise CheckpointError(
+            f"damaged checkpoint: {path} has {actual} bytes, expected {size_bytes}"
+        )
+    if measure(path)[1] != crc32:
+        raise CheckpointError(f"damaged checkpoint: {path} does not match its checksum")
 
 
 def _next_number(folder: Path) -> int:
@@ -166,24 +167,27 @@ def _next_number(folder: Path) -> int:
     return 1 + max((int(match[1]) for match in numbers if match), default=0)
 
 
-def _write_entry(data: Path, key: str, value: Any, files: dict[str, dict[str, int]]) -> None:
+def _write_entry(
+    data: Path, key: str, value: Any, mapped: MappedArrays, files: dict[str, dict[str, int]]
+) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", key):
         raise CheckpointError(f"a checkpoint key must be a plain word, got {key!r}")
     arrays: dict[str, np.ndarray] = {}
     tree = _split(value, key, arrays)
-    out = _ChecksummedFile(data / f"{key}.pt")
+    out = ChecksummedFile(data / f"{key}.pt")
     try:
         torch.save(tree, out)  # type: ignore[arg-type]  # it needs no more than write and flush
     finally:
         out.close()
     files[f"{key}.pt"] = {"bytes": out.size_bytes, "crc32": out.crc32}
     for name, array in arrays.items():
-        out = _ChecksummedFile(data / name)
-        try:
-            _write_array(array, out)
-        finally:
-            out.close()
-        files[name] = {"bytes": out.size_bytes, "crc32": out.crc32}
+        source = mapped.path_of(array)
+        if source is None:
+            size, crc = write_array(array, data / name)
+        else:
+            source.rename(data / name)
+            size, crc = settle_mapped(array, data / name)
+        files[name] = {"bytes": size, "crc32": crc}
 
 
 def _split(value: Any, key: str, arrays: dict[str, np.ndarray]) -> Any:
@@ -210,31 +214,12 @@ def _join(tree: Any, data: Path) -> Any:
     """Puts the arrays back: the inverse of `_split`."""
     if isinstance(tree, dict):
         if set(tree) == {_ARRAY}:
-            path = data / tree[_ARRAY]
-            mapped = path.stat().st_size >= MAP_BYTES
-            return np.asarray(np.load(path, "r" if mapped else None, allow_pickle=False))
+            return read_array(data / tree[_ARRAY])
         return {name: _join(item, data) for name, item in tree.items()}
     if isinstance(tree, list | tuple):
         items = [_join(item, data) for item in tree]
         return items if isinstance(tree, list) else tuple(items)
     return tree
-
-
-def _write_array(array: np.ndarray, out: _ChecksummedFile) -> None:
-    """Writes the .npy format in chunks of rows, so that no copy of the whole array is made."""
-    header = {
-        "descr": np.lib.format.dtype_to_descr(array.dtype),
-        "fortran_order": False,
-        "shape": array.shape,
-    }
-    np.lib.format.write_array_header_1_0(out, header)
-    if array.size == 0:
-        return
-    rows = array.reshape(1) if array.ndim == 0 else array
-    step = max(1, CHUNK_BYTES // max(1, rows[0].nbytes))
-    for start in range(0, len(rows), step):
-        chunk = np.ascontiguousarray(rows[start : start + step])
-        out.write(chunk.reshape(-1).view(np.uint8).data)
 
 
 def _commit(folder: Path, data: str, files: dict[str, dict[str, int]], keys: list[str]) -> None:
@@ -247,14 +232,14 @@ def _commit(folder: Path, data: str, files: dict[str, dict[str, int]], keys: lis
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, folder / MANIFEST)
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _discard(data: Path | None, folder: Path) -> None:
     """Removes what an unfinished save wrote, unless its manifest was already committed."""
-    (folder / f"{MANIFEST}.tmp").unlink(missing_ok=True)
     if data is None or not data.exists():
         return
+    (folder / f"{MANIFEST}.tmp").unlink(missing_ok=True)
     try:
         committed = _read_manifest(folder)["data"] == data.name
     except CheckpointError:
@@ -263,22 +248,11 @@ def _discard(data: Path | None, folder: Path) -> None:
         shutil.rmtree(data, ignore_errors=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable, where the system lets folders be opened."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"no checkpoint in {folder}") from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
@@ -295,19 +269,3 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if zlib.crc32(json.dumps(body, sort_keys=True).encode()) != manifest.get("crc32"):
         raise CheckpointError(f"damaged checkpoint: {path} does not match its checksum")
     return manifest
-
-
-def _verify(path: Path, size_bytes: int, crc32: int) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"damaged checkpoint: {path} is missing")
-    actual = path.stat().st_size
-    if actual != size_bytes:
-        raise CheckpointError(
-            f"damaged checkpoint: {path} has {actual} bytes, expected {size_bytes}"
-        )
-    found = 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            found = zlib.crc32(chunk, found)
-    if found != crc32:
-        raise CheckpointError(f"damaged checkpoint: {path} does not match its checksum")

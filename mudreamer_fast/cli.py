@@ -11,6 +11,7 @@ import dataclasses
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Annotated, Any, TypeVar, cast
 import tyro
 
 from mudreamer_fast.config import PRESETS, Config, ConfigError
+from mudreamer_fast.run_folder import RunFolder, default_run_dir, read_config
 
 PROGRAM = "mudreamer-fast"
 DEFAULT_PRESET = "dmc_vision"
@@ -128,21 +130,21 @@ def _train(words: list[str]) -> int:
     if resumed is None:
         preset, config, words = _take_preset(words)
     else:
-        from mudreamer_fast.run_folder import RunFolder, read_config
-
         preset, config = "", read_config(RunFolder(Path(resumed)).config)
     command = _parse(TrainCommand, f"{PROGRAM} train {preset}", words, TrainCommand(config))
     if command.resume is not None and command.run_dir is not None:
         raise ConfigError("--resume names the run folder: give it or --run-dir, not both")
 
-    from mudreamer_fast.run_folder import default_run_dir
+    from mudreamer_fast import checkpoint
     from mudreamer_fast.train import train
 
     run_dir = command.resume or command.run_dir or default_run_dir(command.config, preset)
     result = train(command.config, run_dir, resume=command.resume is not None)
     if result.stopped_by is not None:
-        resume = f"{PROGRAM} train --resume {run_dir}"
-        print(f"stopped at {result.env_steps:,} env steps; go on with: {resume}", file=sys.stderr)
+        line = f"stopped at {result.env_steps:,} env steps"
+        if checkpoint.exists(RunFolder(Path(run_dir)).checkpoint):
+            line += f"; go on with: {PROGRAM} train --resume {shlex.quote(str(run_dir))}"
+        print(line, file=sys.stderr)
         return SIGNAL_EXIT + result.stopped_by
     return 0
 
@@ -153,7 +155,6 @@ def _evaluate(words: list[str]) -> int:
         raise ConfigError(f"episodes must be positive, got {command.episodes}")
 
     from mudreamer_fast.results import score_table, write_film
-    from mudreamer_fast.run_folder import RunFolder, read_config
     from mudreamer_fast.scoring import score_run
 
     config = read_config(RunFolder(command.run).config)
@@ -238,15 +239,20 @@ def _describe(kind: type) -> str:
 
 
 def _unframe(message: str, program: str) -> str:
-    """The first paragraph inside the frame that tyro draws around a message."""
-    lines = [line.strip("│╭╮╰╯ \n") for line in message.splitlines()]
-    words: list[str] = []
-    for line in lines[1:]:
-        if not line or set(line) == {"─"}:
-            break
-        words.append(line)
-    text = re.sub(r"^Error parsing (config\.)?", "", " ".join(words)) or " ".join(lines)
-    return f"{text.rstrip('.')} ({program} --help lists the options)"
+    """What tyro's framed message says, and the options it would suggest, without the frame.
+
+    The frame is drawn with lines or, where the terminal knows none, with hyphens: a title, then
+    paragraphs set apart by rules.
+    """
+    lines = [line.strip("│╭╮╰╯ ") for line in message.splitlines()[1:]]
+    rules = [index for index, line in enumerate(lines) if line and not line.strip("─-")]
+    start = rules[0] + 1 if rules[:1] == [0] else 0
+    end = next((index for index in rules if index > start), len(lines))
+    text = re.sub(r"^Error parsing (config\.)?", "", " ".join(lines[start:end])).rstrip(". ")
+    suggested = [line.split()[0] for line in lines[end:] if re.match(r"--\w", line)]
+    if "Perhaps you meant:" in lines:
+        text += f"; perhaps {' or '.join(suggested[:2])}"
+    return f"{text} ({program} --help lists the options)"
 
 
 def _is_expected(error: Exception) -> bool:
@@ -256,14 +262,14 @@ def _is_expected(error: Exception) -> bool:
     from mudreamer_fast.checkpoint import CheckpointError
     from mudreamer_fast.envs.vector_env import EnvError
 
-    return isinstance(error, CheckpointError | EnvError)
+    out_of_memory = type(error).__name__ == "OutOfMemoryError"  # the GPU's, without importing torch
+    return out_of_memory or isinstance(error, CheckpointError | EnvError)
 
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ConfigError) or text else type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -20,15 +22,15 @@ STOCH_STD = "world_model/stoch_std"
 
 FEATURE_STD_FLOOR = 1e-3
 """Below this, the encoder says the same of every image. Its last layer is normalised to unit scale
-before the activation, so varied images give a standard deviation over the batch of 0.01 to 1 even
-where most pixels are background; a collapsed encoder is orders of magnitude below, bounded only by
-rounding."""
+before the activation: frames of cartpole, most of which is still background, give a standard
+deviation over the batch of 0.08 before any update and 0.15 later; a single frame everywhere gives
+rounding alone."""
 STOCH_STD_FLOOR = 1e-3
 """Below this, the posterior gives every state the same probabilities: with 32 classes, states that
 use a single categorical of 32 fully already give 0.005."""
-ENTROPY_SHARE_CEILING = 0.995
-"""Share of ln C above which the posterior is uniform: its samples are noise and carry at most
-half a percent of their capacity."""
+ENTROPY_SHARE_CEILING = 0.999
+"""Share of ln C above which the posterior is uniform and its samples are noise, carrying at most a
+thousandth of their capacity; early in healthy runs the share comes up to 0.98."""
 COLLAPSE_LINES = 3
 """Log lines in a row that must show a collapse before the warning: the first updates of a run pass
 through nearly constant features and nearly uniform posteriors."""
@@ -41,18 +43,26 @@ class TensorBoardWriter:
     the disk is full; here the error comes to the caller.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Starts an event file in `folder`; ImportError without the tensorboard package."""
-        from tensorboard.compat.proto.event_pb2 import Event
+    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+        """Starts an event file; ImportError without the tensorboard package.
+
+        Args:
+            folder: where TensorBoard looks for it.
+            resume_step: later steps of older files count no more.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = Event, Summary
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}"
-        self._file: BinaryIO = (folder / f"{name}.{os.getpid()}").open("wb", buffering=0)
+        seconds, fraction = divmod(time.time_ns(), 10**9)
+        name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{fraction}"
+        self._file: BinaryIO = (folder / name).open("wb")
         self._records = RecordWriter(self._file)
         self._write(file_version="brain.Event:2")
+        if resume_step is not None:
+            self._write(session_log=SessionLog(status=SessionLog.START), step=resume_step + 1)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one event with all of `values`."""
@@ -64,6 +74,7 @@ class TensorBoardWriter:
     def _write(self, **fields: Any) -> None:
         event = self._event(wall_time=time.time(), **fields)
         self._records.write(event.SerializeToString())
+        self._file.flush()
 
     def close(self) -> None:
         """Closes the event file."""
@@ -100,12 +111,12 @@ class MetricsLogger:
         self._counts: dict[str, int] = {}
         self._failing = False
         self._torn = False
+        self._resume_env_steps = resume_env_steps
         self._board: TensorBoardWriter | None = None
         self._folder.mkdir(parents=True, exist_ok=True)
         if resume_env_steps is not None:
             drop_lines_after(self._path, resume_env_steps)
-        if tensorboard:
-            self._attempt(self._open_board)
+        self._wants_board = tensorboard and self._has_tensorboard()
 
     def add(self, values: Mapping[str, float]) -> None:
         """Takes scalars into the averages of the next line."""
@@ -129,14 +140,13 @@ class MetricsLogger:
         row = {"env_steps": env_steps, "seconds": round(seconds, 3), **values}
         self._attempt(lambda: self._append(row))
         scalars = {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
-        board = self._board
-        if board is not None and scalars:
-            self._attempt(lambda: board.add(env_steps, scalars))
+        if self._wants_board and scalars:
+            self._attempt(lambda: self._append_to_board(env_steps, scalars))
 
     def close(self) -> None:
         """Closes the TensorBoard file."""
         if self._board is not None:
-            self._board.close()
+            self._attempt(self._board.close)
             self._board = None
 
     def _append(self, row: Mapping[str, Any]) -> None:
@@ -149,11 +159,24 @@ class MetricsLogger:
             file.write(text)
         self._torn = False
 
-    def _open_board(self) -> None:
-        try:
-            self._board = TensorBoardWriter(self._folder / "tensorboard")
-        except ImportError:
+    def _has_tensorboard(self) -> bool:
+        found = importlib.util.find_spec("tensorboard") is not None
+        if not found:
             self._warn("note: tensorboard is not installed; metrics go to metrics.jsonl only")
+        return found
+
+    def _append_to_board(self, step: int, scalars: Mapping[str, float]) -> None:
+        if self._board is None:
+            self._board = TensorBoardWriter(self._folder / "tensorboard", self._resume_env_steps)
+        try:
+            self._board.add(step, scalars)
+        except OSError:
+            # An event cut short ends a file for its readers: the next one goes to a new file.
+            board, self._board = self._board, None
+            self._resume_env_steps = None
+            with contextlib.suppress(OSError):
+                board.close()
+            raise
 
     def _attempt(self, write: Callable[[], None]) -> None:
         try:

@@ -18,12 +18,15 @@ VIDEO_CODECS = ("libx264", "libopenh264", "h264", "mpeg4")
 """Encoders to try in turn: H.264 plays everywhere, MPEG-4 is in every build of FFmpeg."""
 
 
-def plot_curve(metrics: str | os.PathLike[str], picture: str | os.PathLike[str]) -> None:
+def plot_curve(metrics: str | os.PathLike[str], picture: str | os.PathLike[str]) -> Path:
     """Draws returns over environment steps: training episodes, evaluations, the random policy.
 
     Args:
         metrics: the run's metrics.jsonl.
         picture: PNG to write.
+
+    Returns:
+        The picture's path.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -53,6 +56,7 @@ def plot_curve(metrics: str | os.PathLike[str], picture: str | os.PathLike[str])
     if axes.has_data():
         axes.legend(loc="best", fontsize="small")
     figure.savefig(picture, format="png", dpi=120)
+    return Path(picture)
 
 
 def _points(rows: Sequence[dict[str, Any]], name: str) -> list[tuple[int, float]]:

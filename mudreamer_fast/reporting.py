@@ -54,6 +54,13 @@ class Progress:
         self._stream.write(line + "\n")
         self._stream.flush()
 
+    def close(self) -> None:
+        """Ends the live line, so that what follows starts on a line of its own."""
+        if self._live and self._width:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._width = 0
+
 
 def clock_text(seconds: float) -> str:
     """Seconds as 1:02:03 or 2:03."""
@@ -167,7 +174,8 @@ class Reporter:
         self.logger.flush(standing.env_steps, standing.seconds, values)
 
     def close(self) -> None:
-        """Closes the log."""
+        """Closes the log, and ends the live line."""
+        self.progress.close()
         self.logger.close()
 
     def _ratio(self, standing: Standing) -> float:

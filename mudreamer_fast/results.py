@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mudreamer_fast import pictures
 from mudreamer_fast.config import EnvConfig
@@ -15,6 +15,26 @@ from mudreamer_fast.scoring import Scoring
 
 POLICY_STEPS_PER_SECOND = 25.0
 """At which videos play at an action repeat of 2: near the robots' own speed in most tasks."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to."""
+
+    run_dir: Path
+    """Run folder."""
+    env_steps: int
+    """Simulator steps taken, action repeats counted."""
+    updates: int
+    """Gradient updates done."""
+    seconds: float
+    """Wall time of the whole run, resumed parts included."""
+    random_scores: list[float]
+    """Returns of the random policy on the evaluation's episodes."""
+    scoring: Scoring | None
+    """The final evaluation; None where the run was stopped before it."""
+    stopped_by: int | None
+    """The signal that stopped the run early."""
 
 
 def score_table(scores: Sequence[float], random_scores: Sequence[float]) -> str:
@@ -50,38 +70,40 @@ def write_film(scoring: Scoring, video: Path, strip: Path | None, env: EnvConfig
 
 
 def write_results(
-    folder: RunFolder,
-    env: EnvConfig,
-    scoring: Scoring,
-    facts: dict[str, Any],
-    warn: Callable[[str], None],
+    result: TrainResult, folder: RunFolder, env: EnvConfig, warn: Callable[[str], None]
 ) -> list[Path]:
     """Writes everything that a finished run leaves beside its checkpoint.
 
     Args:
+        result: the run's, with its final evaluation.
         folder: run folder.
         env: task.
-        scoring: the final evaluation, filmed.
-        facts: what else goes into result.json.
         warn: told of what could not be written; the run's score must not be lost for a picture.
 
     Returns:
         The paths written.
     """
+    scoring = result.scoring
+    if scoring is None:
+        raise ValueError("a run without its final evaluation has no results to write")
     metrics = folder.root / METRICS_FILE
+    facts = {
+        "task": env.task,
+        "env_steps": result.env_steps,
+        "updates": result.updates,
+        "seconds": result.seconds,
+        "scores": scoring.scores,
+        "random_scores": result.random_scores,
+    }
+    steps: list[Callable[[], list[Path]]] = [
+        lambda: [write_json(folder.result, facts)],
+        lambda: [pictures.plot_curve(metrics, folder.curve)],
+        lambda: write_film(scoring, folder.video, folder.strip, env) if scoring.frames else [],
+    ]
     written: list[Path] = []
-
-    def result() -> list[Path]:
-        write_json(folder.result, {**facts, "scores": scoring.scores})
-        return [folder.result]
-
-    def curve() -> list[Path]:
-        pictures.plot_curve(metrics, folder.curve)
-        return [folder.curve]
-
-    for write in (result, curve, lambda: write_film(scoring, folder.video, folder.strip, env)):
+    for step in steps:
         try:
-            written += write()
+            written += step()
         except OSError as error:
             warn(f"warning: cannot write to {folder.root}: {error.strerror or error}")
     return written

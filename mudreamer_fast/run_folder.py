@@ -60,11 +60,12 @@ def default_run_dir(config: Config, preset: str) -> Path:
     return Path("runs") / f"{task}-{preset}-seed{config.train.seed}-{moment}"
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON so that readers see the old file or the new one."""
+def write_json(path: Path, content: Any) -> Path:
+    """Writes JSON so that readers see the old file or the new one; gives the path."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, path)
+    return path
 
 
 def write_config(config: Config, path: Path) -> None:

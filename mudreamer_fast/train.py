@@ -7,7 +7,8 @@ from pathlib import Path
 
 from mudreamer_fast import machine
 from mudreamer_fast.config import Config
-from mudreamer_fast.trainer import Trainer, TrainResult
+from mudreamer_fast.results import TrainResult
+from mudreamer_fast.trainer import Trainer
 
 __all__ = ["TrainResult", "train"]
 

@@ -15,13 +15,14 @@ import torch
 
 from mudreamer_fast import checkpoint, machine
 from mudreamer_fast.agent import Agent
+from mudreamer_fast.checkpoint_files import Empty
 from mudreamer_fast.collect import Collector, random_policy, replay_fields
 from mudreamer_fast.config import Config, ConfigError
-from mudreamer_fast.envs import make_env
+from mudreamer_fast.envs import EnvError, make_env
 from mudreamer_fast.replay import ReplayBuffer
 from mudreamer_fast.reporting import Reporter, Standing
-from mudreamer_fast.results import score_table, write_results
-from mudreamer_fast.run_folder import RunFolder, write_config
+from mudreamer_fast.results import TrainResult, score_table, write_results
+from mudreamer_fast.run_folder import RunFolder, read_config, write_config
 from mudreamer_fast.scoring import (
     PolicyMaker,
     Scoring,
@@ -55,28 +56,6 @@ class Counters:
     """How often the run was resumed; seeds the environments' new episodes."""
     random_scores: list[float] = dataclasses.field(default_factory=list)
     """Returns of the random policy."""
-    last_score: float | None = None
-    """Return of the last training episode."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run came to."""
-
-    run_dir: Path
-    """Run folder."""
-    env_steps: int
-    """Simulator steps taken, action repeats counted."""
-    updates: int
-    """Gradient updates done."""
-    seconds: float
-    """Wall time of the whole run, resumed parts included."""
-    random_scores: list[float]
-    """Returns of the random policy on the evaluation's episodes."""
-    scoring: Scoring | None
-    """The final evaluation; None where the run was stopped before it."""
-    stopped_by: int | None
-    """The signal that stopped the run early."""
 
 
 class Trainer:
@@ -89,7 +68,7 @@ class Trainer:
         started = time.monotonic()
         self.config, self.stop, self.folder = config, stop, RunFolder(run_dir)
         device = machine.resolve_device(config.train.device)
-        saved = self._open_folder(resume)
+        saved = self._check_folder(resume)
         self.counters = Counters(**saved["counters"]) if resume else Counters()
         self.counters.resumes += resume
         self.started = started - self.counters.seconds
@@ -102,6 +81,8 @@ class Trainer:
             self.agent = Agent(config, self.env.observation_spec, self.env.action_spec, device)
             if resume:
                 self._restore(saved)
+            run_dir.mkdir(parents=True, exist_ok=True)
+            write_config(config, self.folder.config)
             self.reporter = Reporter(config, run_dir, self.env_steps if resume else None)
         except BaseException:
             self.env.close()
@@ -113,6 +94,7 @@ class Trainer:
         self.batch: dict[str, Any] | None = None
         self.evaluation_seconds = 0.0
         self.next_checkpoint = time.monotonic() + config.train.checkpoint_every_seconds
+        self._introduce()
 
     def __enter__(self) -> Trainer:
         return self
@@ -123,15 +105,17 @@ class Trainer:
 
     # Its parts
 
-    def _open_folder(self, resume: bool) -> dict[str, Any]:
-        """Checks the run folder and stores the configuration; gives the checkpoint of a resume."""
+    def _check_folder(self, resume: bool) -> dict[str, Any]:
+        """Checks the run folder; gives the checkpoint of a resumed run."""
         folder = self.folder
         if not resume and (folder.config.exists() or checkpoint.exists(folder.checkpoint)):
             raise ConfigError(f"{folder.root} holds a run: resume it, or name another folder")
-        saved = checkpoint.load(folder.checkpoint) if resume else {}
-        folder.root.mkdir(parents=True, exist_ok=True)
-        write_config(self.config, folder.config)
-        return saved
+        if not resume:
+            return {}
+        before, now = read_config(folder.config), self.config
+        if (before.env, before.model, before.behaviour) != (now.env, now.model, now.behaviour):
+            raise ConfigError("a resumed run keeps its settings of env, model and behaviour")
+        return checkpoint.load(folder.checkpoint)
 
     def _make_replay(self) -> ReplayBuffer:
         train, replay = self.config.train, self.config.replay
@@ -151,6 +135,22 @@ class Trainer:
         if "replay" in saved:
             self.replay.load_state_dict(saved["replay"])
         machine.restore_generator_states(saved["generators"])
+
+    def _introduce(self) -> None:
+        """Says what runs, on what, and how much it learns from each step."""
+        config, tell = self.config, self.reporter.message
+        ratio, repeat = config.train.train_ratio, config.env.action_repeat
+        parameters = sum(self.agent.parameter_counts().values())
+        tell(f"run folder {self.folder.root}")
+        tell(
+            f"{config.env.task} on {type(self.env).__name__}, {parameters / 1e6:.2f} M parameters "
+            f"on {self.agent.device}, {self.agent.backend} operations"
+        )
+        tell(
+            f"train ratio {ratio:g}: {ratio:g} replayed steps per policy step, "
+            f"{ratio / repeat:g} per environment step; "
+            f"{config.updates_per_policy_step:g} updates per policy step"
+        )
 
     def _can_learn(self) -> bool:
         """Whether the replay holds the prefill."""
@@ -196,6 +196,8 @@ class Trainer:
         """Scores the random policy on the evaluation's episodes, once in a run."""
         if self.counters.random_scores:
             return
+        episodes = self.config.train.eval_episodes
+        self.reporter.message(f"scoring the random policy on {episodes} episodes, to compare with")
         scoring = self._score(uniform_policy(self._seed(RANDOM_SEED)))
         self.counters.random_scores = scoring.scores
         self._report_scores("random", scoring)
@@ -237,14 +239,22 @@ class Trainer:
         counters = self.counters
         if counters.next_eval_env_steps == 0:
             counters.next_eval_env_steps = every
-        if every and self.env_steps >= counters.next_eval_env_steps and not self.finished():
+        affordable = self.seconds_left > self.evaluation_seconds and not self.finished()
+        if every and self.env_steps >= counters.next_eval_env_steps and affordable:
             self.evaluate()
             counters.next_eval_env_steps = (self.env_steps // every + 1) * every
 
     def evaluate(self, film: bool = False) -> Scoring:
-        """Scores the agent."""
-        seed = evaluation_seed(self.config)
-        scoring = self._score(agent_policy(self.agent, seed), film)
+        """Scores the agent; filmed where pictures can be had."""
+        policy = agent_policy(self.agent, evaluation_seed(self.config))
+        try:
+            scoring = self._score(policy, film)
+        except EnvError as error:
+            # An agent that sees vectors needs no renderer: its score must not be lost for a film.
+            if not film or "image" in self.env.observation_spec:
+                raise
+            self.reporter.message(f"warning: no video: {error}")
+            scoring = self._score(policy)
         self._report_scores("evaluation", scoring)
         return scoring
 
@@ -255,36 +265,33 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint; one that fails is told and tried again at the next occasion."""
-        self.counters.seconds = self.seconds
-        state = {
-            "counters": dataclasses.asdict(self.counters),
-            "generators": machine.generator_states(),
-            "agent": self.agent.state_dict(),
-        }
-        if self.config.train.save_replay:
-            state["replay"] = self.replay.state_dict()
+        started = self.counters.seconds = self.seconds
+
+        def build(empty: Empty) -> dict[str, Any]:
+            state: dict[str, Any] = {
+                "counters": dataclasses.asdict(self.counters),
+                "generators": machine.generator_states(),
+                "agent": self.agent.state_dict(),
+            }
+            if self.config.train.save_replay:
+                state["replay"] = self.replay.state_dict(empty)
+            return state
+
         try:
-            checkpoint.save(state, self.folder.checkpoint)
+            checkpoint.save(build, self.folder.checkpoint)
         except checkpoint.CheckpointError as error:
-            self.reporter.message(f"warning: {error}; the one before it stands")
+            self.reporter.message(f"warning: {error}")
+        self.reporter.update({"checkpoint/seconds": self.seconds - started})
         self.next_checkpoint = time.monotonic() + self.config.train.checkpoint_every_seconds
 
     def finish(self, scoring: Scoring) -> TrainResult:
         """Writes scores and pictures and prints the table."""
-        counters = self.counters
-        facts = {
-            "task": self.config.env.task,
-            "env_steps": self.env_steps,
-            "updates": self.agent.updates,
-            "seconds": self.seconds,
-            "random_scores": counters.random_scores,
-        }
-        tell = self.reporter.message
-        written = write_results(self.folder, self.config.env, scoring, facts, tell)
-        tell(score_table(scoring.scores, counters.random_scores))
+        result, tell = self.result(scoring), self.reporter.message
+        written = write_results(result, self.folder, self.config.env, tell)
+        tell(score_table(scoring.scores, result.random_scores))
         for path in (*written, self.folder.checkpoint):
             tell(f"  {path}")
-        return self.result(scoring)
+        return result
 
     def result(self, scoring: Scoring | None) -> TrainResult:
         """What the run came to."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 Batch: TypeAlias = dict[str, NDArray[Any]]
 """Arrays of shape (B, T, *shape) by field name."""
+
+Allocate: TypeAlias = Callable[[tuple[int, ...], Any], NDArray[Any]]
+"""Makes an uninitialised array of a shape and dtype, as `numpy.empty` does."""
 
 MAX_UINT64 = 2**64 - 1
 
@@ -54,10 +57,10 @@ class Layout:
             for field in self.fields.values()
         )
 
-    def empty(self, *leading: int) -> Batch:
+    def empty(self, *leading: int, allocate: Allocate = np.empty) -> Batch:
         """Uninitialised arrays of shape (*leading, *shape), one for each field."""
         return {
-            name: np.empty((*leading, *field.shape), field.dtype)
+            name: allocate((*leading, *field.shape), field.dtype)
             for name, field in self.fields.items()
         }
 
@@ -77,9 +80,7 @@ def make_layout(
     Raises:
         ValueError: an argument is out of range, or `is_first` is not a boolean scalar.
     """
-    for name, value in (("num_streams", num_streams), ("threads", threads)):
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+    check_sizes(num_streams=num_streams, threads=threads)
     if capacity_steps < num_streams:
         raise ValueError(
             f"capacity_steps must be at least num_streams ({num_streams}), got {capacity_steps}"

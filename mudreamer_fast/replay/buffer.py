@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mudreamer_fast._replay import Replay
-from mudreamer_fast.replay.batch import Batch, FieldLike, check_sizes, make_layout, unpack_state
+from mudreamer_fast.replay.batch import (
+    Allocate,
+    Batch,
+    FieldLike,
+    check_sizes,
+    make_layout,
+    unpack_state,
+)
 
 
 class ReplayBuffer:
@@ -124,8 +132,12 @@ class ReplayBuffer:
         self._store.sample(batch_size, length, out)
         return out
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, allocate: Allocate = np.empty) -> dict[str, Any]:
         """Contents in order of age, counters and the sampler's generator; a copy of it all.
+
+        Args:
+            allocate: makes the arrays that the contents are copied to, such as files that are
+                mapped, where a second replay in memory would be too much.
 
         Returns:
             `fields` (for each an array (num_streams, steps, *shape), oldest first), `num_streams`,
@@ -133,7 +145,7 @@ class ReplayBuffer:
         """
         while True:
             steps = self._store.steps
-            contents = self._layout.empty(self._layout.num_streams, steps)
+            contents = self._layout.empty(self._layout.num_streams, steps, allocate=allocate)
             marks = self._store.snapshot(steps, contents)
             if marks is not None:  # else another thread added a step in between
                 break

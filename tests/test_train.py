@@ -1,0 +1,403 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mudreamer_fast import checkpoint, checkpoint_files, machine, scoring, trainer
+from mudreamer_fast.agent import Agent
+from mudreamer_fast.config import Config, ConfigError, ModelConfig
+from mudreamer_fast.envs import EnvError
+from mudreamer_fast.metrics import read_lines
+from mudreamer_fast.train import train
+from mudreamer_fast.trainer import Trainer
+from tests import tiny_run
+
+Made = list[tuple[int, int]]
+
+
+@pytest.fixture(autouse=True)
+def made_envs(monkeypatch: pytest.MonkeyPatch) -> Made:
+    """The tiny environment in place of the simulators; number and seed of each one made."""
+    made: Made = []
+
+    def make(config: Any, num_envs: int, seed: int) -> Any:
+        made.append((num_envs, seed))
+        return tiny_run.make_env(config, num_envs, seed)
+
+    monkeypatch.setattr(trainer, "make_env", make)
+    monkeypatch.setattr(scoring, "make_env", make)
+    return made
+
+
+def start(config: Config, folder: Path, resume: bool = False) -> Trainer:
+    return Trainer(config, folder, resume, machine.StopSignals())
+
+
+def step(run: Trainer, times: int) -> None:
+    for _ in range(times):
+        run.collect()
+        run.learn()
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return list(read_lines(folder / "metrics.jsonl"))
+
+
+def assert_same_learner(one: Agent, other: Agent) -> None:
+    a, b = one.state_dict(), other.state_dict()
+    for part in ("world_model", "behaviour"):
+        assert a[part].keys() == b[part].keys()
+        for name in a[part]:
+            assert torch.equal(a[part][name], b[part][name]), name
+    assert torch.equal(a["generator"], b["generator"])
+    assert a["updates"] == b["updates"]
+
+
+def test_run_leaves_scores_pictures_metrics_and_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_run.config("pixels")
+    result = train(config, tmp_path / "run")
+    folder = tmp_path / "run"
+    assert (result.env_steps, result.stopped_by, result.run_dir) == (120, None, folder)
+    assert result.scoring is not None
+    assert len(result.scoring.scores) == len(result.random_scores) == 3
+    saved = json.loads((folder / "result.json").read_text())
+    assert saved["scores"] == result.scoring.scores
+    assert saved["random_scores"] == result.random_scores
+    assert (folder / "evaluation.mp4").stat().st_size > 0
+    assert Image.open(folder / "curve.png").format == "PNG"
+    # the 64 x 64 images of an episode's 8 observations, not the video's larger ones
+    assert Image.open(folder / "agent_view.png").size == (2 * (8 * 64 + 7 * 2), 128)
+    assert list(checkpoint.load(folder / "checkpoint")) == [
+        "counters", "generators", "agent", "replay",
+    ]  # fmt: skip
+    said = capsys.readouterr().err
+    assert "5 replayed steps per policy step, 2.5 per environment step" in said
+    assert "random policy" in said
+    assert str(folder / "evaluation.mp4") in said
+
+
+def test_updates_are_those_that_the_train_ratio_asks_for(tmp_path: Path) -> None:
+    config = tiny_run.config()
+    run = start(config, tmp_path)
+    with run:
+        for _ in range(40):
+            step(run, 1)
+            counters = run.counters
+            owed = counters.learning_policy_steps * config.updates_per_policy_step
+            assert run.agent.updates + counters.update_credit == pytest.approx(owed)
+            assert 0 <= counters.update_credit < 1
+            assert counters.policy_steps - counters.learning_policy_steps <= 20
+    assert config.updates_per_policy_step == 1 / 3
+    assert run.agent.updates == 21  # 80 policy steps, of which 64 count
+
+
+def test_prefill_is_random_and_learning_is_the_agents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acted: list[int] = []
+    act = Agent.act
+    monkeypatch.setattr(
+        Agent, "act", lambda self, o, f, *rest: acted.append(int(f.all())) or act(self, o, f, *rest)
+    )
+    with start(tiny_run.config(), tmp_path) as run:
+        step(run, 9)  # with the reset, 20 steps in the replay
+        assert (run.agent.updates, acted, len(run.replay)) == (0, [], 20)
+        step(run, 4)
+    assert len(acted) == 4
+    assert acted[0] == 1  # the agent knows nothing of the episodes it takes over
+    assert acted[1] == 0
+    assert run.agent.updates > 0
+
+
+def test_metrics_are_over_environment_steps(tmp_path: Path) -> None:
+    train(tiny_run.config(), tmp_path)
+    rows = lines(tmp_path)
+    steps = [row["env_steps"] for row in rows]
+    assert steps == sorted(steps)
+    evaluations = [row["env_steps"] for row in rows if "evaluation/score" in row]
+    assert evaluations == [52, 100, 120]
+    (random,) = [row for row in rows if "random/score" in row]
+    assert random["env_steps"] == 0
+    assert random["random/score"] == pytest.approx(np.mean(random["random/scores"]))
+    updates = [row for row in rows if "world_model/loss" in row]
+    assert updates
+    assert all(np.isfinite(row["world_model/loss"]) for row in updates)
+    ratios = [row["run/train_ratio"] for row in updates]
+    assert ratios[-1] == pytest.approx(5.0, abs=0.5)
+
+
+def test_agent_and_random_policy_play_the_same_episodes(tmp_path: Path, made_envs: Made) -> None:
+    config = tiny_run.config()
+    train(config, tmp_path)
+    collecting, *evaluating = made_envs
+    assert len(evaluating) == 4  # the random policy, two on the way, the last one
+    assert set(evaluating) == {(2, scoring.evaluation_seed(config))}
+    assert collecting[1] != evaluating[0][1]
+
+
+def test_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
+    results, runs = [], []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        results.append(train(tiny_run.config(seed=seed), tmp_path / name))
+        runs.append(checkpoint.load(tmp_path / name / "checkpoint"))
+    first, again, other = results
+    assert first.scoring is not None
+    assert again.scoring is not None
+    assert first.scoring.scores == again.scoring.scores
+    assert first.random_scores == again.random_scores != other.random_scores
+    for name, weight in runs[0]["agent"]["world_model"].items():
+        assert torch.equal(weight, runs[1]["agent"]["world_model"][name]), name
+    image = "vector"
+    np.testing.assert_array_equal(
+        runs[0]["replay"]["fields"][image], runs[1]["replay"]["fields"][image]
+    )
+
+
+def test_resumed_learner_goes_on_bitwise(tmp_path: Path) -> None:
+    config = tiny_run.config("both")
+    with start(config, tmp_path) as whole:
+        step(whole, 30)
+        assert whole.agent.updates > 5
+        whole.save()
+        with start(config, tmp_path, resume=True) as resumed:
+            assert_same_learner(resumed.agent, whole.agent)
+            for _ in range(4):
+                batches = [run.replay.sample(3, 5) for run in (whole, resumed)]
+                for name in batches[0]:
+                    np.testing.assert_array_equal(batches[0][name], batches[1][name])
+                metrics = [
+                    run.agent.update(batch)
+                    for run, batch in zip((whole, resumed), batches, strict=True)
+                ]
+                assert metrics[0] == metrics[1]
+            assert_same_learner(resumed.agent, whole.agent)
+            assert resumed.counters == dataclasses.replace(whole.counters, resumes=1)
+
+
+def test_learner_that_was_not_restored_would_differ(tmp_path: Path) -> None:
+    """The comparison above can fail: one update more is a different learner."""
+    with start(tiny_run.config(), tmp_path) as run:
+        step(run, 30)
+        run.save()
+        with start(tiny_run.config(), tmp_path, resume=True) as resumed:
+            resumed.agent.update(resumed.replay.sample(3, 5))
+            with pytest.raises(AssertionError):
+                assert_same_learner(resumed.agent, run.agent)
+
+
+def test_resumed_run_keeps_the_baseline_and_plays_new_episodes(
+    tmp_path: Path, made_envs: Made
+) -> None:
+    first = train(tiny_run.config(env_steps=60), tmp_path)
+    made_envs.clear()
+    second = train(tiny_run.config(env_steps=140), tmp_path, resume=True)
+    assert second.random_scores == first.random_scores
+    assert (first.env_steps, second.env_steps) == (60, 140)
+    assert second.updates > first.updates
+    assert second.seconds > first.seconds
+    assert made_envs[0] != (2, machine.derived_seed(0, trainer.COLLECT_SEED, 0))
+    assert len(made_envs) == 3  # no second measurement of the random policy
+    rows = lines(tmp_path)
+    steps = [row["env_steps"] for row in rows]
+    assert steps == sorted(steps)
+    assert sum("random/score" in row for row in rows) == 1
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["env_steps"] == 140
+
+
+def test_resume_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    with start(tiny_run.config(), tmp_path) as run:
+        step(run, 15)
+        run.save()
+        step(run, 15)  # lost, as in a crash
+    assert lines(tmp_path)[-1]["env_steps"] > 60
+    with start(tiny_run.config(), tmp_path, resume=True) as resumed:
+        assert resumed.env_steps == 60
+        assert lines(tmp_path)[-1]["env_steps"] <= 60
+
+
+def test_resume_without_the_replay_fills_it_by_the_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_run.config(save_replay=False)
+    with start(config, tmp_path) as run:
+        step(run, 20)
+        updates = run.agent.updates
+        run.save()
+    assert "replay" not in checkpoint.load(tmp_path / "checkpoint")
+    with start(config, tmp_path, resume=True) as resumed:
+        monkeypatch.setattr(resumed, "random", None)
+        step(resumed, 8)
+        assert resumed.agent.updates == updates
+        step(resumed, 6)
+        assert resumed.agent.updates > updates
+
+
+def test_stop_during_an_evaluation_saves_and_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_run.config()
+    observed: list[int] = []
+    act = Agent.act
+
+    def interrupt(self: Agent, o: Any, f: Any, state: Any, mode: str = "sample") -> Any:
+        if mode == "eval":
+            observed.append(self.updates)
+            if len(observed) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+        return act(self, o, f, state, mode)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Agent, "act", interrupt)
+    result = train(config, tmp_path)
+    assert (result.stopped_by, result.scoring, result.env_steps) == (signal.SIGINT, None, 52)
+    assert len(observed) == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed = train(config, tmp_path, resume=True)
+    assert (resumed.env_steps, resumed.stopped_by) == (120, None)
+    evaluations = [row["env_steps"] for row in lines(tmp_path) if "evaluation/score" in row]
+    assert evaluations == [56, 100, 120]  # the interrupted one is made up for
+
+
+def test_stop_before_the_first_step_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = Trainer.measure_random_policy
+
+    def interrupt(run: Trainer) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        measure(run)
+
+    monkeypatch.setattr(Trainer, "measure_random_policy", interrupt)
+    result = train(tiny_run.config(), tmp_path)
+    assert (result.stopped_by, result.env_steps, result.random_scores) == (signal.SIGTERM, 0, [])
+    monkeypatch.setattr(Trainer, "measure_random_policy", measure)
+    assert len(train(tiny_run.config(), tmp_path, resume=True).random_scores) == 3
+
+
+def test_full_disk_at_a_checkpoint_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempts = 0
+    close = checkpoint_files.ChecksummedFile.close
+
+    def full_twice(file: checkpoint_files.ChecksummedFile) -> None:
+        nonlocal attempts
+        close(file)
+        attempts += 1
+        if attempts <= 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint_files.ChecksummedFile, "close", full_twice)
+    result = train(tiny_run.config(checkpoint_every_seconds=1e-6), tmp_path)
+    assert result.env_steps == 120
+    warnings = [w for w in capsys.readouterr().err.splitlines() if w.startswith("warning")]
+    place = tmp_path / "checkpoint"
+    assert (
+        warnings
+        == [f"warning: cannot write the checkpoint in {place}: No space left on device"] * 2
+    )
+    assert checkpoint.load(place)["counters"]["policy_steps"] == 60
+
+
+def test_minutes_run_out_before_the_steps_do(tmp_path: Path) -> None:
+    config = tiny_run.config(env_steps=10**9, max_minutes=1.5 / 60, eval_every_env_steps=0)
+    result = train(config, tmp_path)
+    assert result.scoring is not None
+    assert 0 < result.env_steps < 10**6
+    assert result.seconds < 30
+    again = train(config, tmp_path, resume=True)
+    assert again.env_steps == result.env_steps  # the time is that of the whole run
+
+
+def test_time_left_keeps_the_final_evaluation_back(tmp_path: Path) -> None:
+    with start(tiny_run.config(max_minutes=10.0), tmp_path) as run:
+        assert run.seconds_left == pytest.approx(600, abs=60)
+        assert not run.finished()
+        run.evaluation_seconds = 400.0
+        assert run.seconds_left < 5
+        run.evaluation_seconds = 401.0
+        assert run.finished()
+
+
+def test_replay_beyond_the_memory_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "available_bytes", lambda: machine.RESERVED_BYTES + 999)
+    with pytest.raises(ConfigError, match="steps would fit"):
+        train(tiny_run.config(), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    start(tiny_run.config(), tmp_path).__exit__()
+    with pytest.raises(ConfigError, match="holds a run: resume it"):
+        train(tiny_run.config(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: dataclasses.replace(c, model=ModelConfig()),
+        lambda c: dataclasses.replace(c, env=dataclasses.replace(c.env, num_envs=3)),
+    ],
+)
+def test_resume_with_another_model_or_task_is_refused(
+    tmp_path: Path, change: Callable[[Config], Config]
+) -> None:
+    config = tiny_run.config()
+    start(config, tmp_path).__exit__()
+    with pytest.raises(ConfigError, match="keeps its settings of env, model and behaviour"):
+        train(change(config), tmp_path, resume=True)
+
+
+def test_resume_of_a_run_without_checkpoint_is_refused(tmp_path: Path) -> None:
+    config = tiny_run.config()
+    start(config, tmp_path).__exit__()
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint in"):
+        train(config, tmp_path, resume=True)
+
+
+def test_agent_of_vectors_is_scored_where_nothing_can_be_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise EnvError("no EGL")
+
+    monkeypatch.setattr(tiny_run.SlowEnv, "render", fail)
+    result = train(tiny_run.config(eval_every_env_steps=0), tmp_path)
+    assert result.scoring is not None
+    assert len(result.scoring.scores) == 3
+    assert "warning: no video: no EGL" in capsys.readouterr().err
+    assert not (tmp_path / "evaluation.mp4").exists()
+
+
+def test_environments_are_closed_whatever_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = 0
+
+    def count(self: Any) -> None:
+        nonlocal closed
+        closed += 1
+
+    monkeypatch.setattr(tiny_run.SlowEnv, "close", count)
+    monkeypatch.setattr(Agent, "update", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_run.config(), tmp_path / "a")
+    assert closed == 2
+    monkeypatch.setattr(trainer, "Agent", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_run.config(), tmp_path / "b")
+    assert closed == 3

@@ -1,0 +1,72 @@
+"""Whole training runs small enough for a test: the real trainer on the environment of tiny_env.
+
+As a program it is the command line on that environment: `python -m tests.tiny_run train ...`.
+TINY_STEP_SECONDS makes every step of the environments last that long.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mudreamer_fast import scoring, trainer
+from mudreamer_fast.config import Config, EnvConfig, ReplayConfig, TrainConfig
+from tests import tiny
+from tests.tiny_env import TinyEnv
+
+EPISODE_STEPS = 7
+
+
+def config(
+    observation: str = "vector",
+    env: dict[str, Any] | None = None,
+    replay: dict[str, Any] | None = None,
+    **train: Any,
+) -> Config:
+    """Two environments, batches of 3 x 5, an update for every third policy step after 20."""
+    defaults: dict[str, Any] = {
+        "env_steps": 120, "prefill_steps": 20, "train_ratio": 5.0, "eval_every_env_steps": 50,
+        "eval_episodes": 3, "log_every_seconds": 0.01, "device": "cpu", "backend": "reference",
+    }  # fmt: skip
+    return Config(
+        env=EnvConfig(**({"observation": observation, "num_envs": 2} | (env or {}))),
+        model=tiny.model_config(),
+        behaviour=tiny.behaviour_config(),
+        replay=ReplayConfig(
+            **({"capacity_steps": 300, "batch_size": 3, "batch_length": 5} | (replay or {}))
+        ),
+        train=TrainConfig(**(defaults | train)),
+    )
+
+
+class SlowEnv(TinyEnv):
+    """Steps that take TINY_STEP_SECONDS, in one piece as a simulator's would."""
+
+    def step(self, action: Any) -> Any:
+        time.sleep(float(os.environ.get("TINY_STEP_SECONDS", "0")))
+        return super().step(action)
+
+
+def make_env(config: EnvConfig, num_envs: int, seed: int) -> TinyEnv:
+    """Stands in for `envs.make_env`."""
+    return SlowEnv(num_envs, config.observation, episode_length=EPISODE_STEPS, seed=seed)
+
+
+def options(config: Config, run_dir: Path) -> list[str]:
+    """The command line's words for a configuration."""
+    words = ["--run-dir", str(run_dir)]
+    for section in ("env", "model", "behaviour", "replay", "train"):
+        for name, value in vars(getattr(config, section)).items():
+            flag = f"--{section}.{'' if value is not False else 'no-'}{name}".replace("_", "-")
+            words += [flag] if isinstance(value, bool) else [flag, str(value)]
+    return words
+
+
+if __name__ == "__main__":
+    from mudreamer_fast.cli import main
+
+    trainer.make_env = scoring.make_env = make_env  # type: ignore[assignment]
+    sys.exit(main())
