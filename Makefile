@@ -6,6 +6,8 @@ VENV ?= .venv
 TORCH_SPEC ?=
 TORCH_VERSION := 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+# Python compiles what is imported; compiling everything in advance takes a minute.
+PIP_INSTALL := python -m pip install --no-compile
 
 STAMP := $(VENV)/.setup-done
 EXTENSION_SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp)
@@ -69,7 +71,7 @@ $(STAMP): pyproject.toml $(EXTENSION_SOURCES)
 	@$(require_system)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(install_torch)
-	python -m pip install --editable '.[dev]'
+	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
 # Names the Debian and Ubuntu packages of what pip cannot install.
@@ -85,6 +87,9 @@ $(PYTHON) -c 'import os, sys, sysconfig; \
     missing="$$missing python3-dev"; \
 $(PYTHON) -c 'import ctypes; ctypes.CDLL("libEGL.so.1")' 2>/dev/null || \
     missing="$$missing libegl1 libgl1-mesa-dri"; \
+$(PYTHON) -c 'import ctypes; ctypes.CDLL("libOpenGL.so.0")' 2>/dev/null || \
+    $(PYTHON) -c 'import ctypes; ctypes.CDLL("libGL.so.1")' 2>/dev/null || \
+    missing="$$missing libopengl0"; \
 if [ -n "$$missing" ]; then \
     echo "Not all that is needed is here. On Debian or Ubuntu:" >&2; \
     echo "    apt-get install$$missing" >&2; exit 1; \
@@ -96,12 +101,12 @@ endef
 # everywhere, where neither has it.
 define install_torch
 if python -c 'import torch' 2>/dev/null; then :; \
-elif [ -n "$(TORCH_SPEC)" ]; then python -m pip install $(TORCH_SPEC); \
-elif command -v nvidia-smi >/dev/null; then python -m pip install torch==$(TORCH_VERSION); \
+elif [ -n "$(TORCH_SPEC)" ]; then $(PIP_INSTALL) $(TORCH_SPEC); \
+elif command -v nvidia-smi >/dev/null; then $(PIP_INSTALL) torch==$(TORCH_VERSION); \
 else \
-    python -m pip install --quiet torch==$(TORCH_VERSION)+cpu 2>/dev/null || \
-    python -m pip install --retries 0 --timeout 20 --index-url $(TORCH_CPU_INDEX) \
+    $(PIP_INSTALL) --quiet torch==$(TORCH_VERSION)+cpu 2>/dev/null || \
+    $(PIP_INSTALL) --retries 0 --timeout 20 --index-url $(TORCH_CPU_INDEX) \
         torch==$(TORCH_VERSION)+cpu 2>/dev/null || \
-    python -m pip install torch==$(TORCH_VERSION); \
+    $(PIP_INSTALL) torch==$(TORCH_VERSION); \
 fi
 endef
