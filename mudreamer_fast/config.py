@@ -311,7 +311,8 @@ PRESETS: dict[str, tuple[str, Config]] = {
                 groups=8,
                 classes=8,
                 bins=63,
-                learning_rate=1e-3,
+                batch_norm="both",
+                learning_rate=1.5e-3,
             ),
             behaviour=BehaviourConfig(
                 discount=0.99,
