@@ -1,4 +1,4 @@
-"""The command line: `mudreamer-fast train | evaluate | info | doctor`.
+"""The command line: `mudreamer-fast train | evaluate | plot | info | doctor`.
 
 What a user can get wrong ends in one line on standard error and exit code 2. Only the standard
 library, tyro and the configuration are imported before a command runs, so that --help is quick.
@@ -40,6 +40,7 @@ usage: {PROGRAM} COMMAND [options]
 
 commands:
   train [PRESET] [options]   train an agent; --resume RUN goes on with a stopped run
+  plot RUN... [options]      draw one metric of several runs side by side
   evaluate RUN [options]     score a run's newest checkpoint, and film it
   info [PRESET] [options]    tasks, presets, versions, and how long the preset takes here
   doctor                     check what the program needs on this machine
@@ -87,6 +88,18 @@ class EvaluateCommand:
     """auto, cpu, cuda or cuda:N."""
 
 
+@dataclass(frozen=True)
+class PlotCommand:
+    """Draw one metric of several runs over environment steps."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders; each is drawn under its folder's name."""
+    metric: str = "evaluation/score"
+    """A name from metrics.jsonl, such as world_model/feature_std."""
+    out: Path = Path("runs.png")
+    """PNG to write."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; gives the exit code.
 
@@ -111,7 +124,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
-    commands = {"train": _train, "evaluate": _evaluate, "info": _info, "doctor": _doctor}
+    commands = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "plot": _plot,
+        "info": _info,
+        "doctor": _doctor,
+    }
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -166,6 +185,25 @@ def _evaluate(words: list[str]) -> int:
     if command.video is not None:
         for path in write_film(scoring, command.video, None, config.env):
             print(f"  {path}")
+    return 0
+
+
+def _plot(words: list[str]) -> int:
+    command = _parse(PlotCommand, f"{PROGRAM} plot", words)
+    folders = [RunFolder(run) for run in command.runs]
+    if not folders:
+        raise ConfigError("plot needs at least one run folder")
+    for folder in folders:
+        read_config(folder.config)
+
+    from mudreamer_fast.metrics import METRICS_FILE
+    from mudreamer_fast.pictures import plot_runs
+
+    runs = {folder.root.resolve().name: folder.root / METRICS_FILE for folder in folders}
+    try:
+        print(plot_runs(runs, command.metric, command.out))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,44 @@ def plot_curve(metrics: str | os.PathLike[str], picture: str | os.PathLike[str])
     axes.grid(alpha=0.3)
     if axes.has_data():
         axes.legend(loc="best", fontsize="small")
+    figure.savefig(picture, format="png", dpi=120)
+    return Path(picture)
+
+
+def plot_runs(
+    runs: Mapping[str, str | os.PathLike[str]], metric: str, picture: str | os.PathLike[str]
+) -> Path:
+    """Draws one metric of several runs over environment steps.
+
+    Args:
+        runs: metrics.jsonl of each run, by the name it is drawn under.
+        metric: such as "world_model/feature_std".
+        picture: PNG to write.
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        ValueError: a run has no such metric.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, metrics in runs.items():
+        rows = list(read_lines(metrics))
+        points = _points(rows, metric)
+        if not points:
+            known = sorted({key for row in rows for key in row if "/" in key})
+            raise ValueError(f"{metrics} has no {metric}; it has {', '.join(known) or 'nothing'}")
+        axes.plot(*zip(*points, strict=True), label=name)
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel(metric)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", fontsize="small")
     figure.savefig(picture, format="png", dpi=120)
     return Path(picture)
 

@@ -121,7 +121,7 @@ def test_help_and_version_import_neither_torch_nor_a_simulator() -> None:
     )
     assert done.stdout.splitlines()[-1] == "[]"
     assert done.stdout.startswith("usage: mudreamer-fast COMMAND")
-    for word in ("train", "evaluate", "info", "doctor", *PRESETS):
+    for word in ("train", "evaluate", "plot", "info", "doctor", *PRESETS):
         assert word in done.stdout
 
 
@@ -142,6 +142,8 @@ ERRORS = {
     "train quick --train.device gpu": "device must be auto, cpu, cuda or cuda:N, got 'gpu'",
     "train quick --train.device cuda:99": "cuda:99 was asked for",
     "evaluate": "PATH",
+    "plot": "plot needs at least one run folder",
+    "plot /no/such/run": "/no/such/run is not a run folder",
     "evaluate /no/such/run": "/no/such/run is not a run folder",
     "evaluate /no/such/run --episodes 0": "episodes must be positive, got 0",
     "info slow": "unknown preset 'slow'",

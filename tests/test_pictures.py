@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mudreamer_fast import pictures
-from mudreamer_fast.pictures import plot_curve, write_strip, write_video
+from mudreamer_fast.pictures import plot_curve, plot_runs, write_strip, write_video
 
 
 def frames(count: int, height: int = 30, width: int = 41) -> list[pictures.Frame]:
@@ -110,3 +110,28 @@ def test_curve_of_an_empty_run_is_an_empty_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert draw(tmp_path, [], monkeypatch).lines[:] == []
+
+
+def test_plot_draws_each_run_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import matplotlib.axes
+
+    drawn = {}
+    plot = matplotlib.axes.Axes.plot
+
+    def keep(axes: Any, x: Any, y: Any, label: str) -> Any:
+        drawn[label] = (list(x), list(y))
+        return plot(axes, x, y, label=label)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "plot", keep)
+    runs = {}
+    for name, spread in (("posterior", 0.3), ("none", 0.01)):
+        runs[name] = tmp_path / f"{name}.jsonl"
+        rows = [{"env_steps": step, "std": spread * step} for step in (1, 2)]
+        runs[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    picture = plot_runs(runs, "std", tmp_path / "std.png")
+    assert Image.open(picture).size[0] > 500
+    assert drawn == {"posterior": ([1, 2], [0.3, 0.6]), "none": ([1, 2], [0.01, 0.02])}
+    with pytest.raises(ValueError, match=r"has no other/name; it has"):
+        plot_runs(runs, "other/name", tmp_path / "x.png")
