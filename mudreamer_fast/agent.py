@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mudreamer_fast.actor_critic import ActorCritic
 from mudreamer_fast.backend import load_ops, resolve_backend
-from mudreamer_fast.config import Config
+from mudreamer_fast.config import BehaviourConfig, Config, ModelConfig
 from mudreamer_fast.distributions import bound_action
 from mudreamer_fast.envs.vector_env import ActionSpec, ArraySpec
 from mudreamer_fast.imagination import imagine
@@ -85,37 +85,26 @@ class Agent:
         self.behaviour = behaviour.to(device)
         self.generator = torch.Generator(device).manual_seed(config.train.seed)
         self.updates = 0
-        self._make_optimisers()
+        self.optimisers = self._make_optimisers()
 
-    def _make_optimisers(self) -> None:
+    def _make_optimisers(self) -> dict[str, ClippedAdam]:
         model, behaviour = self.config.model, self.config.behaviour
-        self.optimisers = {
-            "world_model": ClippedAdam(
-                self.world_model.trained_parameters(),
-                model.learning_rate,
-                model.adam_eps,
-                model.clip_norm,
-            ),
-            "actor": ClippedAdam(
-                self.behaviour.actor.parameters(),
-                behaviour.actor_learning_rate,
-                behaviour.adam_eps,
-                behaviour.clip_norm,
-            ),
-            "critic": ClippedAdam(
-                self.behaviour.critic.parameters(),
-                behaviour.critic_learning_rate,
-                behaviour.adam_eps,
-                behaviour.clip_norm,
-            ),
+
+        def adam(
+            parameters: Iterable[nn.Parameter], rate: float, section: ModelConfig | BehaviourConfig
+        ) -> ClippedAdam:
+            return ClippedAdam(parameters, rate, section.adam_eps, section.clip_norm)
+
+        actor, critic = self.behaviour.actor.parameters(), self.behaviour.critic.parameters()
+        optimisers = {
+            "world_model": adam(self.world_model.trained_parameters(), model.learning_rate, model),
+            "actor": adam(actor, behaviour.actor_learning_rate, behaviour),
+            "critic": adam(critic, behaviour.critic_learning_rate, behaviour),
         }
-        if self.world_model.decoder is not None:
-            self.optimisers["decoder"] = ClippedAdam(
-                self.world_model.decoder.parameters(),
-                model.learning_rate,
-                model.adam_eps,
-                model.clip_norm,
-            )
+        decoder = self.world_model.decoder
+        if decoder is not None:
+            optimisers["decoder"] = adam(decoder.parameters(), model.learning_rate, model)
+        return optimisers
 
     def initial_state(self, num_envs: int, seed: int | None = None) -> PolicyState:
         """A state for environments that are about to be reset.
