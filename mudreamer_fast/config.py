@@ -300,7 +300,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
         Config(env=EnvConfig(observation="vector")),
     ),
     "quick": (
-        "A small model that learns cartpole swing-up from pixels on two CPU cores in minutes.",
+        "A small model that learns cartpole swing-up from pixels on two CPU cores in 16 minutes.",
         Config(
             env=EnvConfig(task="dmc/cartpole_swingup", action_repeat=8, render_profile="light"),
             model=ModelConfig(
@@ -323,10 +323,10 @@ PRESETS: dict[str, tuple[str, Config]] = {
             ),
             replay=ReplayConfig(capacity_steps=100_000, batch_size=8, batch_length=16),
             train=TrainConfig(
-                env_steps=360_000,
+                env_steps=800_000,
                 prefill_steps=1_000,
                 train_ratio=8.0,
-                eval_every_env_steps=60_000,
+                eval_every_env_steps=100_000,
                 max_minutes=16.0,
             ),
         ),
