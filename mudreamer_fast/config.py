@@ -312,6 +312,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
                 classes=8,
                 bins=63,
                 batch_norm="both",
+                batch_norm_momentum=0.5,
                 learning_rate=1.5e-3,
             ),
             behaviour=BehaviourConfig(
