@@ -1,7 +1,7 @@
 """The command line: `mudreamer-fast train | evaluate | plot | info | doctor`.
 
 What a user can get wrong ends in one line on standard error and exit code 2. Only the standard
-library, tyro and the configuration are imported before a command runs, so that --help is quick.
+library, tyro and light modules are imported before a command runs, so that --help is quick.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 
+from mudreamer_fast.allocator import keep_freed_memory
 from mudreamer_fast.config import PRESETS, Config, ConfigError
 from mudreamer_fast.run_folder import RunFolder, default_run_dir, read_config
 
@@ -109,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words or os.environ.get("MUDREAMER_DEBUG") == "1"
     words = [word for word in words if word != "--debug"]
+    if arguments is None and words[:1] in (["train"], ["info"]):
+        keep_freed_memory()
     try:
         return _dispatch(words)
     except KeyboardInterrupt:

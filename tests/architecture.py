@@ -13,7 +13,8 @@ from pathlib import Path
 PACKAGE = "mudreamer_fast"
 
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("symlog", "config", "returns", "optim", "metrics", "weights", "checkpoint_files", "_replay"),
+    ("symlog", "config", "allocator", "returns", "optim", "metrics", "weights"),
+    ("checkpoint_files", "_replay"),
     ("checkpoint", "distributions", "machine", "run_folder", "pictures", "kernels"),
     ("reference", "replay", "envs", "reporting", "doctor"),
     ("backend", "networks", "collect", "evaluate"),

@@ -40,9 +40,12 @@ class NormAct(nn.Module):
             return F.silu(F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps))
         rows = x.reshape(-1, x.shape[-1])
         if self.training:
-            var, mean = torch.var_mean(rows.detach(), dim=0, correction=0)
-            self.running.update(mean[None], var[None], pooled=True)
-            rows = F.batch_norm(rows, None, None, self.weight, self.bias, True, 0.0, self.eps)
+            # F.batch_norm would hide its statistics, and a second pass costs more than the norm.
+            rows, mean, inverse_std = torch.native_batch_norm(
+                rows, self.weight, self.bias, None, None, True, 0.0, self.eps
+            )
+            var = inverse_std.detach().pow(-2) - self.eps
+            self.running.update(mean.detach()[None], var[None], pooled=True)
         else:
             mean, var = self.running.mean, self.running.var
             rows = F.batch_norm(rows, mean, var, self.weight, self.bias, False, 0.0, self.eps)
