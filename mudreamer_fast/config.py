@@ -300,7 +300,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
         Config(env=EnvConfig(observation="vector")),
     ),
     "quick": (
-        "A small model that makes the half-cheetah run, from pixels, on two CPU cores in 16 minutes.",
+        "A small model that learns cheetah run from pixels on two CPU cores in 16 minutes.",
         Config(
             env=EnvConfig(task="dmc/cheetah_run", action_repeat=4, render_profile="light"),
             model=ModelConfig(
