@@ -8,31 +8,47 @@ import torch
 
 from mudreamer_fast import kernels, reference
 from mudreamer_fast.config import ConfigError
+from mudreamer_fast.kernels.device import runs_on
+
+BACKENDS = ("reference", "compiled", "fused")
 
 
 def missing_fused_ops() -> list[str]:
-    """Names of the reference's operations that have no fused twin yet."""
+    """Names of the reference's operations that have no fused twin, here or at all."""
     return [name for name in reference.__all__ if not hasattr(kernels, name)]
 
 
 def resolve_backend(name: str, device: torch.device) -> str:
-    """Turn "auto" into the fastest implementation that runs on `device`.
+    """Turn "auto" into the implementation that is trusted most on `device`.
+
+    That is the reference everywhere, until a GPU has shown that the kernels agree with it.
 
     Raises:
         ConfigError: if the one asked for can not run, saying why.
     """
-    missing = missing_fused_ops()
     if name == "auto":
-        return "fused" if device.type == "cuda" and not missing else "reference"
-    if name == "fused" and device.type != "cuda":
+        return "reference"
+    if name not in BACKENDS:
+        raise ConfigError(f"backend must be auto, {', '.join(BACKENDS)}, got {name!r}")
+    if name == "fused" and not runs_on(device):
         raise ConfigError(f"backend fused needs a CUDA device, got {device}; use reference")
-    if name == "fused" and missing:
-        raise ConfigError(f"backend fused lacks {', '.join(missing)}; use reference")
-    if name not in ("reference", "fused"):
-        raise ConfigError(f"backend must be auto, reference or fused, got {name!r}")
+    if name == "fused" and missing_fused_ops() == reference.__all__:
+        raise ConfigError("backend fused needs Triton: pip install 'mudreamer-fast[gpu]'")
     return name
 
 
 def load_ops(name: str) -> ModuleType:
-    """The module of operations called "reference" or "fused"."""
-    return {"reference": reference, "fused": kernels}[name]
+    """The module of operations called "reference", "compiled" or "fused".
+
+    "compiled" is the reference under torch.compile; "fused" has the kernels, and the reference
+    where there is no kernel yet.
+    """
+    if name == "reference":
+        return reference
+    ops = ModuleType(f"{__package__}.{name}")
+    for op in reference.__all__:
+        plain = getattr(reference, op)
+        # Whole sequences are unrolled: a second length would be compiled as a second graph.
+        chosen = torch.compile(plain, dynamic=False) if name == "compiled" else plain
+        setattr(ops, op, getattr(kernels, op, plain) if name == "fused" else chosen)
+    return ops

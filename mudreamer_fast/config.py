@@ -252,8 +252,9 @@ class TrainConfig:
     """Stop training after this many minutes, evaluate and save; None trains for env_steps."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes the GPU where there is one."""
-    backend: Literal["auto", "reference", "fused"] = "auto"
-    """Implementation of the model's operations; auto takes the fastest that runs here."""
+    backend: Literal["auto", "reference", "compiled", "fused"] = "auto"
+    """Implementation of the model's operations: plain PyTorch, that under torch.compile, or Triton
+    kernels (CUDA only); auto is reference, until a GPU has shown that the kernels agree."""
     threads: int | None = None
     """CPU threads for PyTorch; None leaves its own choice."""
     seed: int = 0

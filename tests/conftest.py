@@ -12,6 +12,10 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import pytest
 import torch
 
+# Before anything defines a kernel; where there is no GPU the kernels are interpreted.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 class GpuTally:
     """Leaves out tests marked `gpu` where there is no GPU, and says at the end how many."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,9 @@ import torch
 from torch import Tensor
 
 from mudreamer_fast.agent import ACTING_SEED_OFFSET, Agent
-from mudreamer_fast.config import ConfigError
 from mudreamer_fast.envs.vector_env import ActionSpec
 from tests import tiny
-from tests.tolerances import OVERFIT_RATIO, REORDERED, assert_close
+from tests.tolerances import ALIKE, OVERFIT_RATIO, REORDERED, assert_close
 
 CPU = torch.device("cpu")
 SEEN = {
@@ -384,11 +384,29 @@ def test_agent_counts_its_trained_parameters_by_part() -> None:
     assert sum(agent.parameter_counts().values()) == sum(p.numel() for p in trained)
 
 
-def test_agent_refuses_kernels_without_a_gpu() -> None:
-    settings = tiny.config()
-    object.__setattr__(settings.train, "backend", "fused")
-    with pytest.raises(ConfigError, match="needs a CUDA device"):
-        Agent(settings, SEEN["vector"], tiny.CONTINUOUS, CPU)
+@pytest.mark.parametrize(
+    ("action", "gradient"),
+    [("continuous", "dynamics"), ("continuous", "reinforce"), ("discrete", "reinforce")],
+)
+def test_agents_on_either_backend_learn_alike(action: str, gradient: str) -> None:
+    # The interpreter takes a second an update; a GPU has time for the fifty that are claimed.
+    updates = 50 if torch.cuda.is_available() else 3
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    losses: dict[str, list[dict[str, float]]] = {}
+    for name in ("reference", "fused"):
+        settings = tiny.config(behaviour={"actor_gradient": gradient})
+        settings = replace(settings, train=replace(settings.train, backend=name))
+        agent = Agent(settings, SEEN["vector"], ACTIONS[action], device)
+        assert agent.backend == name
+        losses[name] = [
+            agent.update(made_batch(action=ACTIONS[action], seed=seed)) for seed in range(updates)
+        ]
+    for step, (fused, reference) in enumerate(
+        zip(losses["fused"], losses["reference"], strict=True)
+    ):
+        for metric, value in reference.items():
+            limit = ALIKE.absolute + ALIKE.relative * abs(value)
+            assert abs(fused[metric] - value) <= limit, f"{metric} of update {step}"
 
 
 @pytest.mark.gpu

@@ -4,48 +4,53 @@ import pytest
 import torch
 
 from mudreamer_fast import backend, kernels, reference
-from mudreamer_fast.backend import load_ops, resolve_backend
+from mudreamer_fast.backend import load_ops, missing_fused_ops, resolve_backend
 from mudreamer_fast.config import ConfigError
+from tests.tolerances import REORDERED, assert_close
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def missing(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    monkeypatch.setattr(backend, "missing_fused_ops", lambda: list(names))
-
-
-def test_resolve_backend_takes_the_reference_on_a_cpu() -> None:
+def test_resolve_backend_takes_the_reference_unless_told() -> None:
     assert resolve_backend("auto", CPU) == "reference"
-    assert resolve_backend("reference", CPU) == "reference"
-
-
-def test_resolve_backend_takes_the_kernels_on_a_gpu_once_all_exist(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    missing(monkeypatch)
-    assert resolve_backend("auto", CUDA) == "fused"
-    assert resolve_backend("fused", CUDA) == "fused"
-    assert resolve_backend("reference", CUDA) == "reference"
-    missing(monkeypatch, "two_hot_loss")
     assert resolve_backend("auto", CUDA) == "reference"
+    assert resolve_backend("reference", CPU) == "reference"
+    assert resolve_backend("compiled", CPU) == "compiled"
+    assert resolve_backend("fused", CUDA) == "fused"
 
 
 def test_resolve_backend_says_why_the_kernels_can_not_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(backend, "runs_on", lambda device: device.type == "cuda")
     with pytest.raises(ConfigError, match="fused needs a CUDA device, got cpu"):
         resolve_backend("fused", CPU)
-    missing(monkeypatch, "two_hot_loss", "rssm_observe")
-    with pytest.raises(ConfigError, match="lacks two_hot_loss, rssm_observe"):
+    monkeypatch.setattr(backend, "missing_fused_ops", lambda: reference.__all__)
+    with pytest.raises(ConfigError, match="fused needs Triton"):
         resolve_backend("fused", CUDA)
 
 
 def test_resolve_backend_refuses_unknown_names() -> None:
-    with pytest.raises(ConfigError, match="must be auto, reference or fused, got 'fast'"):
+    with pytest.raises(ConfigError, match="must be auto, reference, compiled, fused, got 'fast'"):
         resolve_backend("fast", CPU)
 
 
-def test_load_ops_gives_the_module_of_that_name() -> None:
+def test_load_ops_gives_every_operation() -> None:
     assert load_ops("reference") is reference
-    assert load_ops("fused") is kernels
-    assert all(callable(getattr(reference, name)) for name in reference.__all__)
+    for name in ("compiled", "fused"):
+        ops = load_ops(name)
+        assert all(callable(getattr(ops, op)) for op in reference.__all__)
+
+
+def test_fused_operations_are_the_kernels_and_the_reference_for_the_rest() -> None:
+    ops = load_ops("fused")
+    assert ops.rssm_imagine is kernels.rssm_imagine
+    assert missing_fused_ops() == ["batchnorm_posterior", "rssm_initial", "rssm_observe"]
+    assert ops.rssm_observe is reference.rssm_observe
+
+
+def test_compiled_operations_agree_with_the_reference() -> None:
+    given = [torch.rand(3, 4) for _ in range(3)]
+    expected = reference.lambda_return(*given, 0.9, 0.95)
+    found = load_ops("compiled").lambda_return(*given, 0.9, 0.95)
+    assert_close(found, expected, REORDERED)

@@ -56,7 +56,7 @@ def rssm_imagine(
         eps: added to the variances.
     """
     groups = stoch.shape[-2]
-    weights = detach_weights(weights)
+    weights = _detach_weights(weights)
     deter, stoch = deter.detach(), stoch.detach()
     deters, stochs, actions, outputs = [deter], [stoch], [], []
     for t in range(uniforms.shape[1]):
@@ -80,7 +80,7 @@ def rssm_imagine(
     )
 
 
-def detach_weights(weights: RssmWeights) -> RssmWeights:
+def _detach_weights(weights: RssmWeights) -> RssmWeights:
     """The same parameters, shared, cut off from the graph."""
 
     def cut(part: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:

@@ -1,0 +1,57 @@
+"""The rollout at size S, 1024 starts, 15 steps, 6 actions, through the dynamics or without.
+
+`pytest bench/bench_rssm_imagine.py --benchmark-only -s`
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.providers import compare, draw, needs_gpu
+from mudreamer_fast.weights import Linear, MlpWeights, NormLinear, RssmWeights
+
+ROWS, HORIZON, DETER, HIDDEN, GROUPS, CLASSES, ACTIONS = 1024, 15, 512, 512, 32, 32, 6
+LATENTS = GROUPS * CLASSES
+
+pytestmark = needs_gpu
+
+
+def layer(inputs: int, outputs: int) -> NormLinear:
+    scaled = (draw(outputs, inputs) / inputs**0.5).requires_grad_()
+    return NormLinear(scaled, draw(outputs, grad=True), draw(outputs, grad=True))
+
+
+def linear(inputs: int, outputs: int) -> Linear:
+    return Linear((draw(outputs, inputs) / inputs**0.5).requires_grad_(), draw(outputs, grad=True))
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("dynamics", [True, False])
+def bench_rssm_imagine(benchmark: BenchmarkFixture, dynamics: bool, precision: str) -> None:
+    torch.set_float32_matmul_precision(precision)
+    weights = RssmWeights(
+        draw(DETER),
+        layer(LATENTS + ACTIONS, HIDDEN),
+        layer(HIDDEN + DETER, 3 * DETER),
+        layer(DETER, HIDDEN),
+        linear(HIDDEN, LATENTS),
+        layer(1, HIDDEN),
+        linear(HIDDEN, LATENTS),
+    )
+    hidden = (layer(DETER + LATENTS, HIDDEN), layer(HIDDEN, HIDDEN))
+    actor = MlpWeights(hidden, linear(HIDDEN, 2 * ACTIONS))
+    index = torch.randint(CLASSES, (ROWS, GROUPS), device="cuda")
+    stoch = torch.nn.functional.one_hot(index, CLASSES).float()
+    deter, noise = draw(ROWS, DETER).tanh(), draw(ROWS, HORIZON, ACTIONS)
+    uniforms = torch.rand(ROWS, HORIZON, GROUPS, device="cuda")
+    leaves = [tensor for part in (*actor.hidden, actor.out) for tensor in part]
+    compare(
+        benchmark,
+        lambda ops: ops.rssm_imagine(
+            deter, stoch, weights, actor, uniforms, noise, True, dynamics, 0.01, 1e-3
+        ),
+        leaves,
+    )
+    torch.set_float32_matmul_precision("highest")

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Everything that wants an NVIDIA GPU, from this repository alone; leaves JSON in bench/results/.
+#
+#   bench/gpu_session.sh [tests] [sanitizer] [bench] [profile]     no word: all four, in that order
+#
+# Needs torch with CUDA and Triton (pip install -e '.[gpu,dev]'); PYTHON names the interpreter.
+# RESULTS names another folder for what it writes.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+python=${PYTHON:-python}
+results=${RESULTS:-bench/results}
+unset TRITON_INTERPRET
+mkdir -p "$results"
+name=$("$python" - <<'PY'
+import datetime, re, subprocess, torch
+if not torch.cuda.is_available():
+    raise SystemExit("error: PyTorch finds no CUDA GPU here")
+gpu = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
+commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+print(f"{datetime.date.today()}-{gpu}-{commit.stdout.strip() or 'uncommitted'}")
+PY
+)
+parts=${*:-tests sanitizer bench profile}
+failed=()
+
+stage() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
+
+for part in $parts; do
+    stage "$part"
+    case $part in
+    tests)
+        "$python" -m pytest -q tests/kernels tests/test_agent.py tests/test_backend.py \
+            --junitxml "$results/$name-tests.xml" || failed+=("$part")
+        ;;
+    sanitizer)
+        if ! command -v compute-sanitizer >/dev/null; then
+            echo "compute-sanitizer is not on this machine: nothing checked"
+            continue
+        fi
+        for tool in memcheck racecheck; do
+            # One case of each operation: under the sanitizer a test takes minutes.
+            PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+                "$python" -m pytest -q tests/kernels -k "agrees and (rows0 or 5-3-2-2 or 5-7)" \
+                || failed+=("$part $tool")
+        done
+        ;;
+    bench)
+        "$python" -m pytest -q bench --benchmark-only -s --benchmark-json "$results/$name-bench.json" \
+            --ignore bench/bench_update.py --ignore bench/bench_collect.py \
+            --ignore bench/bench_replay.py || failed+=("$part")
+        ;;
+    profile)
+        "$python" -m bench.profile_update "$results/$name-profile.json" || failed+=("$part")
+        ;;
+    *)
+        echo "error: parts are tests, sanitizer, bench and profile, got $part" >&2
+        exit 2
+        ;;
+    esac
+done
+
+stage "done"
+if ((${#failed[@]})); then
+    echo "failed: ${failed[*]}" >&2
+    exit 1
+fi

@@ -1,0 +1,124 @@
+"""One operation by every implementation, timed in turn on the same GPU and inputs.
+
+A round times each provider once, forward alone and forward with backward, so that all see the same
+clocks; `extra_info` holds the median and the spread of each in microseconds, and the device.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+from mudreamer_fast.backend import load_ops
+
+ROUNDS = 20
+CALLS = 10
+"""Calls between two events."""
+
+Call = Callable[[Any], Tensor | Sequence[Tensor]]
+
+
+def compare(benchmark: BenchmarkFixture, call: Call, leaves: Sequence[Tensor]) -> None:
+    """Time `call(ops)` under each backend.
+
+    Args:
+        benchmark: pytest-benchmark's fixture.
+        call: calls an operation of the module it is handed.
+        leaves: tensors on the GPU that the backward pass gives gradients of; none skips it.
+    """
+    runs: dict[str, Callable[[], object]] = {}
+    for name in ("reference", "compiled", "fused"):
+        ops = load_ops(name)
+        runs[f"{name} forward"] = lambda ops=ops: call(ops)
+        if leaves:
+            runs[f"{name} forward and backward"] = lambda ops=ops: backward(call(ops), leaves)
+    runs["fused forward, graph"] = captured(runs["fused forward"])
+    if leaves:
+        runs["fused forward and backward, graph"] = captured(runs["fused forward and backward"])
+    for run in runs.values():
+        for _ in range(3):
+            run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+
+    def one_round() -> None:
+        for name, run in runs.items():
+            times[name].append(microseconds(run))
+
+    benchmark.pedantic(one_round, rounds=ROUNDS, warmup_rounds=1)
+    benchmark.extra_info |= surroundings() | {
+        "microseconds": {
+            name: {"median": statistics.median(v), "min": min(v), "max": max(v)}
+            for name, v in ((name, found[1:]) for name, found in times.items())
+        }
+    }
+    for name, found in benchmark.extra_info["microseconds"].items():
+        print(f"  {name:34} {found['median']:9.1f}  ({found['min']:.1f} to {found['max']:.1f}) us")
+
+
+def backward(outputs: Tensor | Sequence[Tensor], leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Gradients of the sum of all outputs."""
+    tensors = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    wanted = [tensor for tensor in tensors if tensor.requires_grad]
+    seeds = [torch.ones_like(tensor) for tensor in wanted]
+    return torch.autograd.grad(wanted, list(leaves), seeds, allow_unused=True)
+
+
+def captured(run: Callable[[], object]) -> Callable[[], object]:
+    """`run` as one CUDA graph, replayed on the same memory."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def microseconds(run: Callable[[], object]) -> float:
+    """Time of one call on the device, over `CALLS` of them."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(CALLS):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e3 / CALLS
+
+
+def surroundings() -> dict[str, str]:
+    """Device, versions and commit."""
+    import triton
+
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cuda": str(torch.version.cuda),
+        "commit": commit,
+    }
+
+
+def draw(*shape: int, grad: bool = False) -> Tensor:
+    """A standard normal tensor on the GPU."""
+    return torch.randn(*shape, device="cuda", requires_grad=grad)
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -1,0 +1,119 @@
+"""Compiles every kernel ahead of time, without a GPU, and prints what each needs as JSON.
+
+Run as a program, without TRITON_INTERPRET: `python -m tests.kernels.compile_kernels`. The sizes are
+those of size S; rows may be longer in larger sizes, which the launch shapes follow.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from mudreamer_fast.kernels import tiles
+
+ARCHITECTURES = (80, 90)
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+U, D, GROUPS, CLASSES, BINS, ACTIONS, STEPS = 512, 512, 32, 32, 255, 6, 16
+LAYER = {"WIDTH": U, "BLOCK": tiles.block(U)}
+CELL = {"WIDTH": D, "BLOCK": tiles.block(D)}
+CLASS = {"CLASSES": CLASSES, "UNIMIX": 0.01}
+LATENTS = CLASS | {"GROUPS": GROUPS}
+GROUP = {"TILE": 32, "BLOCK": 32}
+ROW = {"BINS": BINS, "BLOCK": tiles.block(BINS), "LIMIT": 20.0}
+RETURN = {"STEPS": STEPS, "FIRST": True, "TILE": 64}
+POLICY = {"SIZE": ACTIONS, "LOW": 0.1, "HIGH": 1.0, "SHIFT": 2.0, "TILE": 256}
+
+# Module, kernel, its constants, its warps.
+KERNELS: list[tuple[str, str, dict[str, Any], int]] = [
+    ("linear_norm_act", "linear_norm_act_fwd", LAYER, tiles.warps(U)),
+    (
+        "linear_norm_act",
+        "linear_norm_act_bwd",
+        LAYER | {"ROWS": 32, "AFFINE": True},
+        tiles.warps(U),
+    ),
+    ("layernorm_gru", "layernorm_gru_fwd", CELL, tiles.warps(3 * D)),
+    ("layernorm_gru", "layernorm_gru_bwd", CELL | {"ROWS": 2, "AFFINE": True}, tiles.warps(6 * D)),
+    ("categorical", "categorical_sample_fwd", LATENTS | GROUP, 4),
+    ("categorical", "categorical_sample_bwd", LATENTS | GROUP, 4),
+    ("categorical", "categorical_entropy_fwd", CLASS | GROUP, 4),
+    ("categorical", "categorical_entropy_bwd", CLASS | GROUP, 4),
+    ("categorical", "categorical_kl_fwd", LATENTS | GROUP, 4),
+    ("categorical", "categorical_kl_bwd", LATENTS | GROUP | {"OF_Q": True, "OF_P": True}, 4),
+    ("two_hot", "two_hot_loss_fwd", ROW, 1),
+    ("two_hot", "two_hot_loss_bwd", ROW, 1),
+    ("two_hot", "two_hot_mean_fwd", ROW, 1),
+    ("two_hot", "two_hot_mean_bwd", ROW, 1),
+    ("lambda_return", "lambda_return_fwd", RETURN, 2),
+    ("lambda_return", "lambda_return_bwd", RETURN, 2),
+    ("rssm_imagine", "rssm_imagine_fwd", POLICY, 4),
+    ("rssm_imagine", "rssm_imagine_bwd", POLICY | {"EXTRA": True}, 4),
+]
+FLOAT_SCALARS = ("eps", "discount", "lam")
+
+
+def signature(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
+    """Types of a kernel's arguments: pointers are to floats, other numbers are integers."""
+    found = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            found[name] = "constexpr"
+        elif name.startswith("p_"):
+            found[name] = "*i1" if name == "p_first" else "*fp32"
+        else:
+            found[name] = "fp32" if name in FLOAT_SCALARS else "i32"
+    return found
+
+
+def needs(cubin: bytes) -> dict[str, int]:
+    """Registers a thread, bytes of stack (spills) and of shared memory, from the binary."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [CUOBJDUMP, "--dump-resource-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    found = {name.lower(): int(value) for name, value in re.findall(r"([A-Z]+):(\d+)", text)}
+    return {name: found[name] for name in ("reg", "stack", "local", "shared")}
+
+
+def main() -> int:
+    """Prints a row for each kernel and architecture."""
+    rows = []
+    for module, name, constants, warps in KERNELS:
+        kernel = getattr(import_module(f"mudreamer_fast.kernels.{module}"), f"{name}_kernel")
+        source = ASTSource(fn=kernel, signature=signature(kernel, constants), constexprs=constants)
+        for architecture in ARCHITECTURES:
+            compiled = triton.compile(
+                source,
+                target=GPUTarget("cuda", architecture, 32),
+                options={"num_warps": warps, "enable_fp_fusion": True},
+            )
+            rows.append(
+                {
+                    "kernel": kernel.__name__,
+                    "architecture": architecture,
+                    "warps": warps,
+                    "dynamic_shared": compiled.metadata.shared,
+                    **needs(compiled.asm["cubin"]),
+                }
+            )
+    json.dump({"triton": triton.__version__, "kernels": rows}, sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHARED_LIMIT = {80: 166_912, 90: 232_448}
+"""Bytes of shared memory that a launch may ask for, by compute capability (CUDA's guide)."""
+REGISTERS = 80
+"""Above what any kernel takes (64), and low enough for six warps on each scheduler."""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compile_kernels"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_every_kernel_is_compiled(report: dict[str, Any]) -> None:
+    written = {
+        line.removeprefix("def ").split("(")[0]
+        for path in (ROOT / "kernels").glob("*.py")
+        for line in path.read_text().splitlines()
+        if line.startswith("def ") and line.split("(")[0].endswith("_kernel")
+    }
+    assert written == {row["kernel"] for row in report["kernels"]}
+    assert {row["architecture"] for row in report["kernels"]} == set(SHARED_LIMIT)
+
+
+def test_kernels_spill_nothing_and_fit(report: dict[str, Any]) -> None:
+    rows = report["kernels"]
+    assert [row for row in rows if row["stack"] or row["local"]] == []
+    assert [row for row in rows if row["reg"] > REGISTERS] == []
+    assert [row for row in rows if row["dynamic_shared"] > SHARED_LIMIT[row["architecture"]]] == []
