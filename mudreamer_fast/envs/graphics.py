@@ -5,9 +5,12 @@ Both simulators draw on the device that MUJOCO_EGL_DEVICE_ID names, else on the 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import importlib.util
 import logging
+import multiprocessing
 import os
 import re
 import sys
@@ -60,6 +63,7 @@ def load_egl() -> ctypes.CDLL:
     Raises:
         EnvError: the library is missing; names the packages that bring it.
     """
+    _import_triton_first()
     # dm_control would otherwise look for a display first and fail on a server
     os.environ.setdefault("MUJOCO_GL", "egl")
     name = "libEGL.so.1"
@@ -72,6 +76,17 @@ def load_egl() -> ctypes.CDLL:
         raise EnvError(
             f"images need the library libEGL.so.1, which is missing: {INSTALL_HINT}"
         ) from None
+
+
+def _import_triton_first() -> None:
+    """Triton brings an LLVM of its own, and the process ends where Mesa's was loaded before it.
+
+    PyTorch imports it at moments of its own choosing. Our worker processes have no PyTorch, and
+    are spared the wait.
+    """
+    if multiprocessing.parent_process() is None and importlib.util.find_spec("triton"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module("triton")
 
 
 def _is_loaded(name: str) -> bool:

@@ -121,6 +121,23 @@ print(env.reset().observation["image"].std() > 10)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
+@pytest.mark.parametrize("backend", ["envpool", "dm_control"])
+def test_triton_can_be_imported_after_a_picture_was_drawn(backend: str) -> None:
+    pytest.importorskip("triton")
+    pytest.importorskip(backend)
+    done = run_python(
+        "import sys\n"
+        "from mudreamer_fast.config import EnvConfig\n"
+        "from mudreamer_fast.envs import make_env\n"
+        f"env = make_env(EnvConfig('dmc/cartpole_balance', backend={backend!r}), 1, 0)\n"
+        "env.reset()\n"
+        "import triton\n"
+        "env.close()\n"
+        "print('still here')\n"
+    )
+    assert (done.returncode, done.stdout) == (0, "still here\n"), done.stderr
+
+
 def test_auto_takes_the_light_profile_in_software_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
