@@ -301,7 +301,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
         Config(env=EnvConfig(observation="vector")),
     ),
     "quick": (
-        "A small model that learns cheetah run from pixels on two CPU cores in 16 minutes.",
+        "A small model that learns cheetah run from pixels on two CPU cores in 15 minutes.",
         Config(
             env=EnvConfig(task="dmc/cheetah_run", action_repeat=4, render_profile="light"),
             model=ModelConfig(
@@ -329,7 +329,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
                 prefill_steps=1_000,
                 train_ratio=8.0,
                 eval_every_env_steps=50_000,
-                max_minutes=16.0,
+                max_minutes=15.0,
             ),
         ),
     ),
