@@ -8,6 +8,7 @@ if __name__ == "kernels":
 __all__: list[str] = []
 
 if importlib.util.find_spec("triton") is not None:
+    from mudreamer_fast.kernels.batchnorm_posterior import batchnorm_posterior
     from mudreamer_fast.kernels.categorical import (
         categorical_entropy,
         categorical_kl,
@@ -17,9 +18,11 @@ if importlib.util.find_spec("triton") is not None:
     from mudreamer_fast.kernels.layernorm_gru import layernorm_gru
     from mudreamer_fast.kernels.linear_norm_act import linear_norm_act, mlp
     from mudreamer_fast.kernels.rssm_imagine import rssm_imagine
+    from mudreamer_fast.kernels.rssm_observe import rssm_initial, rssm_observe
     from mudreamer_fast.kernels.two_hot import two_hot_loss, two_hot_mean
 
     __all__ += [
+        "batchnorm_posterior",
         "categorical_entropy",
         "categorical_kl",
         "categorical_sample",
@@ -28,6 +31,8 @@ if importlib.util.find_spec("triton") is not None:
         "linear_norm_act",
         "mlp",
         "rssm_imagine",
+        "rssm_initial",
+        "rssm_observe",
         "two_hot_loss",
         "two_hot_mean",
     ]

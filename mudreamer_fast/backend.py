@@ -14,7 +14,7 @@ BACKENDS = ("reference", "compiled", "fused")
 
 
 def missing_fused_ops() -> list[str]:
-    """Names of the reference's operations that have no fused twin, here or at all."""
+    """Names of the reference's operations that have no fused twin here: all of them, or none."""
     return [name for name in reference.__all__ if not hasattr(kernels, name)]
 
 
@@ -32,7 +32,7 @@ def resolve_backend(name: str, device: torch.device) -> str:
         raise ConfigError(f"backend must be auto, {', '.join(BACKENDS)}, got {name!r}")
     if name == "fused" and not runs_on(device):
         raise ConfigError(f"backend fused needs a CUDA device, got {device}; use reference")
-    if name == "fused" and missing_fused_ops() == reference.__all__:
+    if name == "fused" and missing_fused_ops():
         raise ConfigError("backend fused needs Triton: pip install 'mudreamer-fast[gpu]'")
     return name
 
@@ -40,15 +40,12 @@ def resolve_backend(name: str, device: torch.device) -> str:
 def load_ops(name: str) -> ModuleType:
     """The module of operations called "reference", "compiled" or "fused".
 
-    "compiled" is the reference under torch.compile; "fused" has the kernels, and the reference
-    where there is no kernel yet.
+    "compiled" is the reference under torch.compile.
     """
-    if name == "reference":
-        return reference
+    if name != "compiled":
+        return {"reference": reference, "fused": kernels}[name]
     ops = ModuleType(f"{__package__}.{name}")
     for op in reference.__all__:
-        plain = getattr(reference, op)
         # Whole sequences are unrolled: a second length would be compiled as a second graph.
-        chosen = torch.compile(plain, dynamic=False) if name == "compiled" else plain
-        setattr(ops, op, getattr(kernels, op, plain) if name == "fused" else chosen)
+        setattr(ops, op, torch.compile(getattr(reference, op), dynamic=False))
     return ops

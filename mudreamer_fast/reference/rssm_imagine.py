@@ -10,7 +10,7 @@ from torch import Tensor
 from mudreamer_fast.distributions import policy_distribution
 from mudreamer_fast.reference.categorical import categorical_sample
 from mudreamer_fast.reference.linear_norm_act import mlp
-from mudreamer_fast.reference.rssm_observe import rssm_prior, rssm_sequence
+from mudreamer_fast.reference.rssm_step import rssm_prior, rssm_sequence
 from mudreamer_fast.weights import MlpWeights, RssmWeights
 
 

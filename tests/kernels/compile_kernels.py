@@ -26,6 +26,8 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 U, D, GROUPS, CLASSES, BINS, ACTIONS, STEPS = 512, 512, 32, 32, 255, 6, 16
 LAYER = {"WIDTH": U, "BLOCK": tiles.block(U)}
 CELL = {"WIDTH": D, "BLOCK": tiles.block(D)}
+BATCH = {"ROWS_ALL": 16, "CHUNKS": 1, "ROWS": 64, "COLUMNS": 16, "USE_BATCH": True}
+START = {"DETER": D, "LATENTS": GROUPS * CLASSES, "TILE": 1024}
 CLASS = {"CLASSES": CLASSES, "UNIMIX": 0.01}
 LATENTS = CLASS | {"GROUPS": GROUPS}
 GROUP = {"TILE": 32, "BLOCK": 32}
@@ -44,6 +46,8 @@ KERNELS: list[tuple[str, str, dict[str, Any], int]] = [
     ),
     ("layernorm_gru", "layernorm_gru_fwd", CELL, tiles.warps(3 * D)),
     ("layernorm_gru", "layernorm_gru_bwd", CELL | {"ROWS": 2, "AFFINE": True}, tiles.warps(6 * D)),
+    ("batchnorm_posterior", "batchnorm_posterior_fwd", BATCH, 4),
+    ("batchnorm_posterior", "batchnorm_posterior_bwd", BATCH, 4),
     ("categorical", "categorical_sample_fwd", LATENTS | GROUP, 4),
     ("categorical", "categorical_sample_bwd", LATENTS | GROUP, 4),
     ("categorical", "categorical_entropy_fwd", CLASS | GROUP, 4),
@@ -56,6 +60,7 @@ KERNELS: list[tuple[str, str, dict[str, Any], int]] = [
     ("two_hot", "two_hot_mean_bwd", ROW, 1),
     ("lambda_return", "lambda_return_fwd", RETURN, 2),
     ("lambda_return", "lambda_return_bwd", RETURN, 2),
+    ("rssm_observe", "rssm_observe_fwd", START, 4),
     ("rssm_imagine", "rssm_imagine_fwd", POLICY, 4),
     ("rssm_imagine", "rssm_imagine_bwd", POLICY | {"EXTRA": True}, 4),
 ]

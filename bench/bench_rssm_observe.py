@@ -1,0 +1,57 @@
+"""Filtering at size S, 16 sequences of 64 steps: `pytest bench/bench_rssm_observe.py -s`."""
+
+from __future__ import annotations
+
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.providers import compare, draw, needs_gpu
+from mudreamer_fast.weights import BatchNormState, Linear, NormLinear, RssmWeights
+
+ROWS, STEPS, EMBED, DETER, HIDDEN, GROUPS, CLASSES, ACTIONS = 16, 64, 4096, 512, 512, 32, 32, 6
+LATENTS = GROUPS * CLASSES
+
+pytestmark = needs_gpu
+
+
+def layer(inputs: int, outputs: int) -> NormLinear:
+    scaled = (draw(outputs, inputs) / inputs**0.5).requires_grad_()
+    return NormLinear(scaled, draw(outputs, grad=True), draw(outputs, grad=True))
+
+
+def linear(inputs: int, outputs: int) -> Linear:
+    return Linear((draw(outputs, inputs) / inputs**0.5).requires_grad_(), draw(outputs, grad=True))
+
+
+def model() -> RssmWeights:
+    return RssmWeights(
+        draw(DETER, grad=True),
+        layer(LATENTS + ACTIONS, HIDDEN),
+        layer(HIDDEN + DETER, 3 * DETER),
+        layer(DETER, HIDDEN),
+        linear(HIDDEN, LATENTS),
+        layer(EMBED + DETER, HIDDEN),
+        linear(HIDDEN, LATENTS),
+    )
+
+
+def bench_rssm_initial(benchmark: BenchmarkFixture) -> None:
+    weights = model()
+    compare(benchmark, lambda ops: ops.rssm_initial(weights, GROUPS, 1e-3)[:1], [weights.initial])
+
+
+def bench_rssm_observe(benchmark: BenchmarkFixture) -> None:
+    weights = model()
+    norm = BatchNormState(draw(HIDDEN), torch.ones(HIDDEN, device="cuda"), True)
+    state = draw(ROWS, DETER).tanh(), torch.zeros(ROWS, GROUPS, CLASSES, device="cuda")
+    first = torch.rand(ROWS, STEPS, device="cuda") < 0.01
+    embed, action = draw(ROWS, STEPS, EMBED, grad=True), draw(ROWS, STEPS, ACTIONS)
+    uniforms = torch.rand(ROWS, STEPS, GROUPS, device="cuda")
+    leaves = [embed, *(t for part in weights[1:] for t in part)]
+    compare(
+        benchmark,
+        lambda ops: ops.rssm_observe(
+            embed, action, first, uniforms, state, weights, norm, 0.01, 1e-3
+        )[:5],
+        leaves,
+    )

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mudreamer_fast import kernels, reference
+from mudreamer_fast.weights import BatchNormState, Linear, NormLinear, RssmWeights
+from tests import tiny
+from tests.kernels.agreement import DEVICE, assert_agrees, evaluate, on_device
+
+DETER, HIDDEN, EMBED, ACTION, GROUPS, CLASSES = 9, 12, 7, 2, 3, 5
+NORMS = ["batch", "running", "layer"]
+
+
+def inputs(rows: int, steps: int) -> dict[str, Tensor]:
+    """Embeddings, noise, a state to start from, and weights by `tiny.named_tensors`'s names."""
+    weights = tiny.rssm_weights(DETER, HIDDEN, EMBED, ACTION, GROUPS, CLASSES)
+    first = torch.zeros(rows, steps, dtype=torch.bool)
+    first[0, 0] = True
+    if steps > 2:
+        first[-1, 2] = True
+    return {
+        "embed": torch.randn(rows, steps, EMBED, dtype=torch.float64),
+        "action": 1.5 * torch.randn(rows, steps, ACTION, dtype=torch.float64),
+        "is_first": first,
+        "uniforms": torch.rand(rows, steps, GROUPS, dtype=torch.float64),
+        "deter": torch.randn(rows, DETER, dtype=torch.float64).tanh(),
+        "stoch": torch.eye(CLASSES, dtype=torch.float64)[torch.randint(CLASSES, (rows, GROUPS))],
+        **tiny.named_tensors(weights, "model"),
+    }
+
+
+def rssm_weights(given: dict[str, Tensor]) -> RssmWeights:
+    initial, *model = [tensor for name, tensor in given.items() if name.startswith("model.")]
+    return RssmWeights(
+        initial,
+        NormLinear(*model[0:3]),
+        NormLinear(*model[3:6]),
+        NormLinear(*model[6:9]),
+        Linear(*model[9:11]),
+        NormLinear(*model[11:14]),
+        Linear(*model[14:16]),
+    )
+
+
+def call(op: Any, given: dict[str, Tensor], norm: str) -> dict[str, Tensor]:
+    embed = given["embed"]
+    draw = torch.Generator().manual_seed(3)
+    mean, var = (torch.rand(HIDDEN, generator=draw).to(embed) for _ in range(2))
+    batch_norm = None if norm == "layer" else BatchNormState(mean, 0.5 + var, norm == "batch")
+    out = op(
+        embed,
+        given["action"].detach(),
+        given["is_first"],
+        given["uniforms"],
+        (given["deter"], given["stoch"]),
+        rssm_weights(given),
+        batch_norm,
+        0.01,
+        1e-3,
+    )
+    return dict(out._asdict())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+# Not two rows: there batch norm's gradient is a difference of nearly equal numbers, which PyTorch
+# takes in double precision on the CPU.
+@pytest.mark.parametrize(("rows", "steps"), [(3, 5), (1, 1), (5, 1), (4, 4)])
+def test_rssm_observe_agrees(rows: int, steps: int, norm: str) -> None:
+    given = inputs(rows, steps)
+    assert_agrees(
+        lambda given: call(kernels.rssm_observe, given, norm),
+        lambda given: call(reference.rssm_observe, given, norm),
+        given,
+    )
+
+
+def test_rssm_observe_draws_the_reference_latents_over_a_long_sequence() -> None:
+    given = inputs(4, 16)
+    mine, other = (
+        evaluate(lambda given, op=op: call(op, given, "batch"), given, torch.float32, DEVICE)
+        for op in (kernels.rssm_observe, reference.rssm_observe)
+    )
+    assert torch.equal(mine["stoch"], other["stoch"])
+
+
+@pytest.mark.parametrize("name", ["deter", "stoch", "posterior", "previous_deter"])
+def test_rssm_observe_takes_a_gradient_of_one_output_alone(name: str) -> None:
+    assert_agrees(
+        lambda given: {name: call(kernels.rssm_observe, given, "batch")[name]},
+        lambda given: {name: call(reference.rssm_observe, given, "batch")[name]},
+        inputs(3, 4),
+    )
+
+
+def test_rssm_initial_agrees() -> None:
+    given = {name: t for name, t in inputs(2, 2).items() if name.startswith("model.")}
+
+    def start(op: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(zip(("deter", "stoch"), op(rssm_weights(given), GROUPS, 1e-3), strict=True))
+
+    assert_agrees(
+        lambda given: start(kernels.rssm_initial, given),
+        lambda given: start(reference.rssm_initial, given),
+        given,
+    )
+
+
+def test_rssm_observe_refuses_what_it_would_misread() -> None:
+    given = {
+        name: on_device(tensor.float() if tensor.is_floating_point() else tensor)
+        for name, tensor in inputs(3, 4).items()
+    }
+    short = given["uniforms"][:, :3].contiguous()
+    with pytest.raises(ValueError, match=r"uniforms must end in shape \(3, 4, 3\), got"):
+        call(kernels.rssm_observe, given | {"uniforms": short}, "batch")
+    with pytest.raises(ValueError, match=r"is_first must be bool of shape \(3, 4\), got"):
+        call(kernels.rssm_observe, given | {"is_first": given["is_first"].int()}, "batch")
+    with pytest.raises(ValueError, match="embed must be contiguous"):
+        call(kernels.rssm_observe, given | {"embed": given["embed"].mT.contiguous().mT}, "batch")
