@@ -1,8 +1,9 @@
 """One update of size S on the CPU, whole and by part: batch 16x64, horizon 15, float32.
 
-Run with `pytest bench/bench_update.py`; `MUDREAMER_BENCH_THREADS` sets the threads (2). Parts are
-timed one after the other within each round, so that they and the whole see the same machine; a
-part's gradients are those that the update takes, no more.
+Run under the allocator of a run, `python -m mudreamer_fast.allocator -m pytest bench/bench_update.py --benchmark-only -s`;
+`MUDREAMER_BENCH_THREADS` sets the threads (2). Parts are timed one after the other within each
+round, so that they and the whole see the same machine; a part's gradients are those that the update
+takes, no more.
 """
 
 from __future__ import annotations
