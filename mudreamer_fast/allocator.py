@@ -1,8 +1,8 @@
 """Memory that is kept: arrays as large as the last update's need not be fetched from the system.
 
 glibc returns large freed blocks to the system, which clears every page before it lends it again.
-On the CPU, at size S, that is up to a third of an update. Its settings are read when a program starts;
-so a program that wants them starts once more.
+On the CPU, at size S, that is up to a third of an update. Its settings are read when a program
+starts; so a program that wants them starts once more.
 
     python -m mudreamer_fast.allocator -m pytest bench    # any Python program under the settings
 """
