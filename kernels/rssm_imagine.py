@@ -21,7 +21,7 @@ from mudreamer_fast.kernels.categorical import SampleFunction
 from mudreamer_fast.kernels.checks import check
 from mudreamer_fast.kernels.layernorm_gru import GruCellFunction
 from mudreamer_fast.kernels.linear_norm_act import NormActFunction
-from mudreamer_fast.weights import Linear, MlpWeights, NormLinear, RssmWeights
+from mudreamer_fast.weights import Imagined, Linear, MlpWeights, NormLinear, RssmWeights
 
 MIN_STD = 0.1
 MAX_STD = 1.0
@@ -29,19 +29,6 @@ UNIT_INIT_STD = 2.0
 ALIGNMENT = 8
 """Elements that rows are padded to, so that tensor cores can read every slice."""
 POLICY_TILE = 256
-
-
-class Imagined(NamedTuple):
-    """Rollouts of H steps from N starts."""
-
-    deter: Tensor
-    """(N, H + 1, D), the start included."""
-    stoch: Tensor
-    """(N, H + 1, G, C), one-hot."""
-    action: Tensor
-    """(N, H, A), as the actor drew them, before they are bounded."""
-    policy: Tensor
-    """(N, H, 2A or A), the actor's raw outputs, with a gradient to its weights."""
 
 
 @triton.jit

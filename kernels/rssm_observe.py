@@ -22,32 +22,11 @@ from mudreamer_fast.kernels.categorical import SampleFunction
 from mudreamer_fast.kernels.checks import check
 from mudreamer_fast.kernels.layernorm_gru import GruCellFunction
 from mudreamer_fast.kernels.linear_norm_act import NormActFunction, linear_norm_act
-from mudreamer_fast.weights import BatchNormState, RssmWeights
+from mudreamer_fast.weights import BatchNormState, Observed, RssmWeights
 
 ALIGNMENT = 8
 """Elements that rows are padded to, so that tensor cores can read every slice."""
 TILE = 1024
-
-
-class Observed(NamedTuple):
-    """Beliefs along a sequence."""
-
-    deter: Tensor
-    """(B, T, D), h."""
-    stoch: Tensor
-    """(B, T, G, C), z, one-hot with a straight-through gradient."""
-    posterior: Tensor
-    """(B, T, G, C), logits of z given h and the observation."""
-    prior: Tensor
-    """(B, T, G, C), logits of z given h alone."""
-    previous_deter: Tensor
-    """(B, T, D), the state that each step started from, after resets."""
-    previous_stoch: Tensor
-    """(B, T, G, C)."""
-    batch_mean: Tensor
-    """(T, U), mean over the rows of each step where batch norm stands; (T, 0) under layer norm."""
-    batch_var: Tensor
-    """(T, U), biased."""
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The tensors that the RSSM operations take, by name, whichever implementation runs them."""
+"""What the RSSM operations take and give, by name, whichever implementation runs them."""
 
 from __future__ import annotations
 
@@ -62,3 +62,37 @@ class BatchNormState(NamedTuple):
     """(U,)."""
     use_batch: bool
     """True: statistics of the rows at hand; False: the running ones."""
+
+
+class Observed(NamedTuple):
+    """Beliefs along a sequence."""
+
+    deter: Tensor
+    """(B, T, D), h."""
+    stoch: Tensor
+    """(B, T, G, C), z, one-hot with a straight-through gradient."""
+    posterior: Tensor
+    """(B, T, G, C), logits of z given h and the observation."""
+    prior: Tensor
+    """(B, T, G, C), logits of z given h alone."""
+    previous_deter: Tensor
+    """(B, T, D), the state that each step started from, after resets."""
+    previous_stoch: Tensor
+    """(B, T, G, C)."""
+    batch_mean: Tensor
+    """(T, U), mean over the rows of each step where batch norm stands; (T, 0) under layer norm."""
+    batch_var: Tensor
+    """(T, U), biased."""
+
+
+class Imagined(NamedTuple):
+    """Rollouts of H steps from N starts."""
+
+    deter: Tensor
+    """(N, H + 1, D), the start included."""
+    stoch: Tensor
+    """(N, H + 1, G, C), one-hot."""
+    action: Tensor
+    """(N, H, A), as the actor drew them, before they are bounded."""
+    policy: Tensor
+    """(N, H, 2A or A), the actor's raw outputs, with a gradient to its weights."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -11,20 +9,7 @@ from mudreamer_fast.distributions import policy_distribution
 from mudreamer_fast.reference.categorical import categorical_sample
 from mudreamer_fast.reference.linear_norm_act import mlp
 from mudreamer_fast.reference.rssm_step import rssm_prior, rssm_sequence
-from mudreamer_fast.weights import MlpWeights, RssmWeights
-
-
-class Imagined(NamedTuple):
-    """Rollouts of H steps from N starts."""
-
-    deter: Tensor
-    """(N, H + 1, D), the start included."""
-    stoch: Tensor
-    """(N, H + 1, G, C), one-hot."""
-    action: Tensor
-    """(N, H, A), as the actor drew them, before they are bounded."""
-    policy: Tensor
-    """(N, H, 2A or A), the actor's raw outputs, with a gradient to its weights."""
+from mudreamer_fast.weights import Imagined, MlpWeights, RssmWeights
 
 
 def rssm_imagine(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,28 +9,7 @@ from torch import Tensor
 from mudreamer_fast.reference.batchnorm_posterior import batchnorm_posterior
 from mudreamer_fast.reference.categorical import categorical_sample
 from mudreamer_fast.reference.rssm_step import rssm_prior, rssm_sequence
-from mudreamer_fast.weights import BatchNormState, RssmWeights
-
-
-class Observed(NamedTuple):
-    """Beliefs along a sequence."""
-
-    deter: Tensor
-    """(B, T, D), h."""
-    stoch: Tensor
-    """(B, T, G, C), z, one-hot with a straight-through gradient."""
-    posterior: Tensor
-    """(B, T, G, C), logits of z given h and the observation."""
-    prior: Tensor
-    """(B, T, G, C), logits of z given h alone."""
-    previous_deter: Tensor
-    """(B, T, D), the state that each step started from, after resets."""
-    previous_stoch: Tensor
-    """(B, T, G, C)."""
-    batch_mean: Tensor
-    """(T, U), mean over the rows of each step where batch norm stands; (T, 0) under layer norm."""
-    batch_var: Tensor
-    """(T, U), biased."""
+from mudreamer_fast.weights import BatchNormState, Observed, RssmWeights
 
 
 def rssm_initial(weights: RssmWeights, groups: int, eps: float) -> tuple[Tensor, Tensor]:
