@@ -1,4 +1,5 @@
-// The Python face of ReplayStore: checks arrays, hands over pointers, lets go of the GIL.
+// The Python face of ReplayStore and BatchQueue: checks arrays, hands over pointers, lets go of the
+// GIL.
 //
 // Arrays are refused rather than converted: exact dtype, exact shape, C-contiguous, and writeable
 // where they are written. The GIL is never held while a lock of the store is awaited.
@@ -11,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -18,15 +20,18 @@
 #include <utility>
 #include <vector>
 
+#include "batch_queue.h"
 #include "replay_store.h"
 
 namespace py = pybind11;
 
 namespace {
 
+using replay::BatchQueue;
 using replay::DType;
 using replay::FieldSpec;
 using replay::ReplayStore;
+using replay::Window;
 using Shape = std::vector<std::size_t>;
 
 DType parse_dtype(const std::string& field, const py::dtype& dtype) {
@@ -58,18 +63,26 @@ std::string describe(const py::handle& value) { return py::repr(value).cast<std:
 class Columns {
  public:
   enum class Access { kRead, kWrite };
+  enum class Keys { kAll, kSome };
 
+  // Where only some keys are asked for, the pointers of the others are null.
   Columns(const std::vector<FieldSpec>& fields, const std::vector<py::dtype>& dtypes,
-          const py::dict& arrays, const Shape& leading, Access access) {
+          const py::dict& arrays, const Shape& leading, Access access, Keys keys = Keys::kAll) {
+    std::size_t found = 0;
     for (std::size_t i = 0; i < fields.size(); ++i) {
       const FieldSpec& field = fields[i];
       const py::str key(field.name);
-      if (!arrays.contains(key)) throw std::invalid_argument("key '" + field.name + "' is missing");
+      if (!arrays.contains(key)) {
+        if (keys == Keys::kAll) throw std::invalid_argument("key '" + field.name + "' is missing");
+        data_.push_back(nullptr);
+        continue;
+      }
       py::object value = arrays[key];
       data_.push_back(checked(field, dtypes[i], value, leading, access));
       alive_.push_back(std::move(value));
+      ++found;
     }
-    if (arrays.size() != fields.size()) throw_unexpected(fields, arrays);
+    if (arrays.size() != found) throw_unexpected(fields, arrays, keys);
   }
 
   std::byte* const* writable() const { return data_.data(); }
@@ -133,28 +146,77 @@ class Columns {
   }
 
   [[noreturn]] static void throw_unexpected(const std::vector<FieldSpec>& fields,
-                                            const py::dict& arrays) {
+                                            const py::dict& arrays, Keys keys) {
     std::string expected;
     for (const FieldSpec& field : fields) {
       expected += (expected.empty() ? "" : ", ") + field.name;
     }
-    throw std::invalid_argument("expected exactly the keys " + expected + ", got " +
-                                describe(py::list(arrays)));
+    throw std::invalid_argument(
+        (keys == Keys::kAll ? "expected exactly the keys " : "expected some of the keys ") +
+        expected + ", got " + describe(py::list(arrays)));
   }
 
   std::vector<std::byte*> data_;
   std::vector<py::object> alive_;
 };
 
+using Handles = py::array_t<std::uint64_t>;
+
+// The memory of an array of handles, or null for none.
+std::uint64_t* handles_of(const py::object& value, const Shape& shape) {
+  if (value.is_none()) return nullptr;
+  const char* expected = "handles must be a C-contiguous, writeable numpy array of uint64, shape ";
+  const std::string wanted = expected + describe(py::tuple(py::cast(shape)));
+  if (!py::isinstance<py::array>(value)) throw std::invalid_argument(wanted);
+  auto array = py::reinterpret_borrow<py::array>(value);
+  const Shape actual(array.shape(), array.shape() + array.ndim());
+  if (!array.dtype().equal(py::dtype::of<std::uint64_t>()) || actual != shape ||
+      (array.flags() & py::array::c_style) == 0 || !array.writeable()) {
+    throw std::invalid_argument(wanted);
+  }
+  return static_cast<std::uint64_t*>(array.mutable_data());
+}
+
+// Windows as an array (batches, rows, 2) of stream and first step, and back.
+Handles windows_to_array(const std::vector<std::vector<Window>>& batches, std::size_t rows) {
+  Handles array(Shape{batches.size(), rows, 2});
+  std::uint64_t* output = array.mutable_data();
+  for (const auto& windows : batches) {
+    for (const Window& window : windows) {
+      *output++ = window.stream;
+      *output++ = window.start;
+    }
+  }
+  return array;
+}
+
+std::vector<std::vector<Window>> windows_from_array(
+    const py::array_t<std::uint64_t, py::array::c_style>& array) {
+  if (array.ndim() != 3 || array.shape(2) != 2) {
+    throw std::invalid_argument("windows must have shape (batches, rows, 2)");
+  }
+  std::vector<std::vector<Window>> batches(static_cast<std::size_t>(array.shape(0)));
+  const std::uint64_t* input = array.data();
+  for (auto& windows : batches) {
+    windows.resize(static_cast<std::size_t>(array.shape(1)));
+    for (Window& window : windows) {
+      window = {static_cast<std::size_t>(input[0]), input[1]};
+      input += 2;
+    }
+  }
+  return batches;
+}
+
 class Replay {
  public:
   using Field = std::tuple<std::string, py::dtype, Shape>;
 
   Replay(const std::vector<Field>& fields, std::int64_t streams, std::int64_t capacity_steps,
-         std::uint64_t seed, std::int64_t threads)
+         std::uint64_t seed, std::int64_t threads, std::size_t segment_steps)
       : dtypes_(dtypes_of(fields)),
         store_(specs_of(fields), first_of(fields), positive("streams", streams),
-               positive("capacity_steps", capacity_steps), seed, positive("threads", threads)) {}
+               positive("capacity_steps", capacity_steps), seed, positive("threads", threads),
+               segment_steps) {}
 
   void append(const py::dict& step) {
     const Columns columns(store_.fields(), dtypes_, step, {store_.streams()},
@@ -163,18 +225,33 @@ class Replay {
     store_.append(columns.readable());
   }
 
-  void sample(std::int64_t batch, std::int64_t length, const py::dict& outputs) {
-    const std::size_t rows = positive("batch", batch);
-    const std::size_t steps = positive("length", length);
-    const Columns columns(store_.fields(), dtypes_, outputs, {rows, steps},
-                          Columns::Access::kWrite);
-    columns.require_disjoint(store_.fields(), rows * steps);
+  void sample(std::int64_t batch, std::int64_t length, const py::dict& outputs,
+              const py::object& handles) {
+    const Shape leading = {positive("batch", batch), positive("length", length)};
+    const Columns columns = output_columns(outputs, leading);
+    std::uint64_t* named = handles_of(handles, leading);
     const py::gil_scoped_release unlocked;
-    store_.sample(rows, steps, columns.writable());
+    store_.sample(leading[0], leading[1], columns.writable(), named);
+  }
+
+  py::array_t<bool> write_back(const py::array_t<std::uint64_t, py::array::c_style>& handles,
+                               const py::dict& values) {
+    const Shape leading(handles.shape(), handles.shape() + handles.ndim());
+    const Columns columns(store_.fields(), dtypes_, values, leading, Columns::Access::kRead,
+                          Columns::Keys::kSome);
+    py::array_t<bool> written(leading);
+    const auto count = static_cast<std::size_t>(handles.size());
+    const std::uint64_t* input = handles.data();
+    bool* output = written.mutable_data();
+    {
+      const py::gil_scoped_release unlocked;
+      store_.write_back(count, input, columns.readable(), output);
+    }
+    return written;
   }
 
   std::optional<std::pair<std::uint64_t, std::uint64_t>> snapshot(std::size_t steps,
-                                                                  const py::dict& outputs) const {
+                                                                  const py::dict& outputs) {
     const Columns columns(store_.fields(), dtypes_, outputs, {store_.streams(), steps},
                           Columns::Access::kWrite);
     columns.require_disjoint(store_.fields(), store_.streams() * steps);
@@ -202,7 +279,44 @@ class Replay {
     return store_.steps_added();
   }
 
+  std::uint64_t generator() const {
+    const py::gil_scoped_release unlocked;
+    return store_.generator();
+  }
+
   std::size_t step_bytes() const { return store_.step_bytes(); }
+
+  std::tuple<std::uint64_t, std::size_t, std::uint32_t> write_segment(std::uint64_t step,
+                                                                      const std::string& path) {
+    const py::gil_scoped_release unlocked;
+    const ReplayStore::SegmentPart part = store_.write_segment(step, path);
+    return {part.first, part.steps, part.checksum};
+  }
+
+  void map_segment(std::uint64_t step, const std::string& path) {
+    const py::gil_scoped_release unlocked;
+    store_.map_segment(step, path);
+  }
+
+  void load_segment(std::uint64_t first, std::size_t steps, std::uint32_t checksum,
+                    const std::string& path, bool mark_first) {
+    const py::gil_scoped_release unlocked;
+    store_.load_segment({first, steps, checksum}, path, mark_first);
+  }
+
+  void resume(std::uint64_t begin, std::uint64_t steps_added, std::uint64_t generator) {
+    const py::gil_scoped_release unlocked;
+    store_.resume(begin, {steps_added, generator});
+  }
+
+  // The arrays of a batch, disjoint and writeable.
+  Columns output_columns(const py::dict& outputs, const Shape& leading) const {
+    Columns columns(store_.fields(), dtypes_, outputs, leading, Columns::Access::kWrite);
+    columns.require_disjoint(store_.fields(), leading[0] * leading[1]);
+    return columns;
+  }
+
+  ReplayStore& store() { return store_; }
 
  private:
   static std::vector<py::dtype> dtypes_of(const std::vector<Field>& fields) {
@@ -230,21 +344,99 @@ class Replay {
   ReplayStore store_;
 };
 
+class Queue {
+ public:
+  Queue(Replay& replay, std::int64_t batch, std::int64_t length,
+        const std::vector<py::dict>& outputs, const std::vector<py::object>& handles)
+      : batch_(positive("batch", batch)) {
+    const Shape leading = {batch_, positive("length", length)};
+    if (handles.size() != outputs.size()) {
+      throw std::invalid_argument("handles must be given, or None, for each of the outputs");
+    }
+    std::vector<BatchQueue::Slot> slots;
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+      columns_.push_back(replay.output_columns(outputs[i], leading));
+      slots.emplace_back();
+      for (std::size_t field = 0; field < replay.store().fields().size(); ++field) {
+        slots.back().outputs.push_back(columns_.back().writable()[field]);
+      }
+      slots.back().handles = handles_of(handles[i], leading);
+      handles_.push_back(handles[i]);
+    }
+    queue_ = std::make_unique<BatchQueue>(replay.store(), leading[0], leading[1], slots);
+  }
+
+  ~Queue() {
+    // The worker needs no GIL, but whoever it waits for may.
+    const py::gil_scoped_release unlocked;
+    queue_.reset();
+  }
+
+  std::size_t next() {
+    const py::gil_scoped_release unlocked;
+    return queue_->next();
+  }
+
+  Handles drawn() const {
+    std::vector<std::vector<Window>> batches;
+    {
+      const py::gil_scoped_release unlocked;
+      batches = queue_->drawn();
+    }
+    return windows_to_array(batches, batch_);
+  }
+
+  bool redraw(const py::array_t<std::uint64_t, py::array::c_style>& windows) {
+    std::vector<std::vector<Window>> batches = windows_from_array(windows);
+    const py::gil_scoped_release unlocked;
+    return queue_->redraw(std::move(batches));
+  }
+
+  void close() {
+    const py::gil_scoped_release unlocked;
+    queue_->close();
+  }
+
+ private:
+  std::size_t batch_;
+  std::vector<Columns> columns_;  // keeps the arrays alive
+  std::vector<py::object> handles_;
+  std::unique_ptr<BatchQueue> queue_;
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_replay, module) {
   module.doc() = "Storage and sampling of replayed steps; use mudreamer_fast.replay.";
   py::class_<Replay>(module, "Replay")
       .def(py::init<const std::vector<Replay::Field>&, std::int64_t, std::int64_t, std::uint64_t,
-                    std::int64_t>(),
+                    std::int64_t, std::size_t>(),
            py::arg("fields"), py::arg("streams"), py::arg("capacity_steps"), py::arg("seed"),
-           py::arg("threads"))
+           py::arg("threads"), py::arg("segment_steps"))
       .def("append", &Replay::append, py::arg("step"))
-      .def("sample", &Replay::sample, py::arg("batch"), py::arg("length"), py::arg("outputs"))
+      .def("sample", &Replay::sample, py::arg("batch"), py::arg("length"), py::arg("outputs"),
+           py::arg("handles"))
+      .def("write_back", &Replay::write_back, py::arg("handles").noconvert(), py::arg("values"))
       .def("snapshot", &Replay::snapshot, py::arg("steps"), py::arg("outputs"))
       .def("restore", &Replay::restore, py::arg("steps"), py::arg("contents"),
            py::arg("steps_added"), py::arg("generator"))
+      .def("write_segment", &Replay::write_segment, py::arg("step"), py::arg("path"))
+      .def("map_segment", &Replay::map_segment, py::arg("step"), py::arg("path"))
+      .def("load_segment", &Replay::load_segment, py::arg("first"), py::arg("steps"),
+           py::arg("checksum"), py::arg("path"), py::arg("mark_first"))
+      .def("resume", &Replay::resume, py::arg("begin"), py::arg("steps_added"),
+           py::arg("generator"))
       .def_property_readonly("steps", &Replay::steps)
       .def_property_readonly("steps_added", &Replay::steps_added)
+      .def_property_readonly("generator", &Replay::generator)
       .def_property_readonly("step_bytes", &Replay::step_bytes);
+  py::class_<Queue>(module, "BatchQueue")
+      .def(py::init<Replay&, std::int64_t, std::int64_t, const std::vector<py::dict>&,
+                    const std::vector<py::object>&>(),
+           py::keep_alive<1, 2>(), py::arg("replay"), py::arg("batch"), py::arg("length"),
+           py::arg("outputs"), py::arg("handles"))
+      .def("next", &Queue::next)
+      .def("drawn", &Queue::drawn)
+      .def("redraw", &Queue::redraw, py::arg("windows"))
+      .def("close", &Queue::close);
 }

@@ -2,11 +2,16 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 #include <system_error>
 #include <thread>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace replay {
 
@@ -14,52 +19,77 @@ namespace {
 
 // Fewer bytes than this are copied before another thread has started.
 constexpr std::size_t kBytesPerThread = std::size_t{1} << 20;
+// Shorter pieces stay in the cache for whoever reads them next.
+constexpr std::size_t kStreamedBytes = std::size_t{1} << 15;
 
-void copy_row(const RingBuffer& ring, std::size_t start, std::size_t length, std::size_t row,
-              std::byte* const* outputs) {
-  for (std::size_t field = 0; field < ring.fields(); ++field) {
-    std::byte* output = outputs[field] + row * length * ring.step_bytes(field);
-    for (const Segment& segment : ring.segments(field, start, length)) {
-      std::memcpy(output, segment.data, segment.bytes);
-      output += segment.bytes;
+void copy(std::byte* output, const std::byte* input, std::size_t bytes) {
+#if defined(__SSE2__)
+  if (bytes >= kStreamedBytes) {
+    const std::size_t head = (16 - reinterpret_cast<std::uintptr_t>(output) % 16) % 16;
+    std::memcpy(output, input, head);
+    output += head;
+    input += head;
+    bytes -= head;
+    for (; bytes >= 64; bytes -= 64, output += 64, input += 64) {
+      const auto* from = reinterpret_cast<const __m128i*>(input);
+      auto* to = reinterpret_cast<__m128i*>(output);
+      const __m128i a = _mm_loadu_si128(from);
+      const __m128i b = _mm_loadu_si128(from + 1);
+      const __m128i c = _mm_loadu_si128(from + 2);
+      const __m128i d = _mm_loadu_si128(from + 3);
+      _mm_stream_si128(to, a);
+      _mm_stream_si128(to + 1, b);
+      _mm_stream_si128(to + 2, c);
+      _mm_stream_si128(to + 3, d);
     }
+    _mm_sfence();  // such stores are not ordered with the ones that tell of them
   }
+#endif
+  std::memcpy(output, input, bytes);
 }
 
-void require_held(const std::vector<RingBuffer>& streams, const Window& window,
-                  std::size_t length) {
-  if (window.stream >= streams.size()) {
-    throw std::out_of_range("stream " + std::to_string(window.stream) + " of " +
-                            std::to_string(streams.size()));
+void copy_window(const StepRing& ring, const Window& window, std::size_t length, std::size_t row,
+                 std::byte* const* outputs) {
+  for (std::size_t field = 0; field < ring.fields(); ++field) {
+    std::byte* output = outputs[field] + row * length * ring.step_bytes(field);
+    ring.pieces(field, window.stream, window.start, length,
+                [&](const std::byte* piece, std::size_t bytes) {
+                  copy(output, piece, bytes);
+                  output += bytes;
+                });
   }
-  streams[window.stream].segments(0, window.start, length);
 }
 
 }  // namespace
 
-void gather(const std::vector<RingBuffer>& streams, const std::vector<Window>& windows,
-            std::size_t length, std::byte* const* outputs, std::size_t threads) {
-  for (const Window& window : windows) require_held(streams, window, length);
+void gather(const StepRing& ring, const std::vector<Window>& windows, std::size_t length,
+            std::byte* const* outputs, std::size_t threads) {
+  for (const Window& window : windows) {
+    if (window.stream >= ring.streams()) {
+      throw std::out_of_range("stream " + std::to_string(window.stream) + " of " +
+                              std::to_string(ring.streams()));
+    }
+  }
   std::atomic<std::size_t> next_row{0};
-  const auto copy_rows = [&] {
+  const auto copy_windows = [&] {
     for (std::size_t row; (row = next_row.fetch_add(1)) < windows.size();) {
-      copy_row(streams[windows[row].stream], windows[row].start, length, row, outputs);
+      copy_window(ring, windows[row], length, row, outputs);
     }
   };
-  std::size_t row_bytes = 0;
-  for (std::size_t field = 0; !streams.empty() && field < streams[0].fields(); ++field) {
-    row_bytes += length * streams[0].step_bytes(field);
+  std::size_t window_bytes = 0;
+  for (std::size_t field = 0; field < ring.fields(); ++field) {
+    window_bytes += length * ring.step_bytes(field);
   }
-  const std::size_t worthwhile = windows.size() * row_bytes / kBytesPerThread + 1;
-  std::vector<std::thread> helpers;
+  const std::size_t worthwhile = windows.size() * window_bytes / kBytesPerThread + 1;
   const std::size_t wanted = std::min({threads, windows.size(), worthwhile});
+  std::vector<std::thread> helpers;
   helpers.reserve(wanted);
   try {
-    while (helpers.size() + 1 < wanted) helpers.emplace_back(copy_rows);
+    while (helpers.size() + 1 < wanted) helpers.emplace_back(copy_windows);
   } catch (const std::system_error&) {
-    // No more threads to be had: the ones there are share the rows.
+    // No more threads to be had: the ones there are share the windows.
   }
-  copy_rows();
+  copy_windows();
   for (std::thread& helper : helpers) helper.join();
 }
 

@@ -1,30 +1,72 @@
-// The whole replay: a ring per stream, the sampler, and the locks that let them be shared.
+// The whole replay: the ring, the sampler, and the order in which threads may use them.
 //
-// Ownership: owns everything stored; every pointer handed in is borrowed for the call.
-// Threads: every method may be called from any thread. Draws happen one at a time, in a total
-//   order; an append waits for the sample or snapshot that is copying, and the other way round.
-//   The caller keeps its own arrays still while a call reads or writes them. A process forked
-//   while no call is in flight may use its copy freely.
+// Ownership: owns everything stored; every pointer handed in is borrowed for the call. A Claim
+//   must not outlive its store.
+// Threads: every method may be called from any thread. The locking contract:
+//   - One lock guards the counters, the generator and the list of claims. It is held for as long as
+//     it takes to draw windows or move a counter, never while steps are copied, with three
+//     exceptions that change steps in place: write_back, restore and map_segment.
+//   - Readers claim the steps they will read, and then read without any lock. Any number may.
+//   - append has one slot more than it has steps to keep, and writes to that one, which no reader
+//     can have been given. It waits only where a claim is so old that it still covers that slot.
+//     Appends happen one at a time.
+//   - write_back, restore and map_segment wait for all claims to end; none is given meanwhile.
+//   The caller keeps its own arrays still while a call reads or writes them. A process forked while
+//   no call is in flight may use its copy freely; claims of the parent's other threads are not its.
 // Complexity: append O(bytes of a step * streams), sample O(bytes of the batch), snapshot and
 //   restore O(bytes held). Memory is touched only as it fills.
-// Errors: those of ring_buffer.h, sequence_sampler.h and gather.h. A call that throws has left
+// Errors: those of step_ring.h, sequence_sampler.h and gather.h. A call that throws has left
 //   contents and generator as they were.
 //
-// A step is appended to all streams at once, so they always hold the same number of steps.
+// A step is appended to all streams at once, so they always hold the same steps: a number counts
+// the steps appended to each stream before it, since the store (or the one it was restored from)
+// was new.
 
 #pragma once
 
+#include <sys/types.h>
+
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
-#include <shared_mutex>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "field_spec.h"
-#include "ring_buffer.h"
+#include "segment_file.h"
 #include "sequence_sampler.h"
+#include "step_ring.h"
 
 namespace replay {
+
+class ReplayStore;
+
+// Steps that are not overwritten for as long as this lives.
+class Claim {
+ public:
+  Claim() = default;
+  ~Claim() { release(); }
+  Claim(Claim&& other) noexcept;
+  Claim& operator=(Claim&& other) noexcept;
+  Claim(const Claim&) = delete;
+  Claim& operator=(const Claim&) = delete;
+
+  void release() noexcept;
+
+ private:
+  friend class ReplayStore;
+  ReplayStore* store_ = nullptr;
+  std::uint64_t oldest_ = 0;
+};
+
+// Windows that were drawn and are still to be copied.
+struct Draw {
+  std::vector<Window> windows;
+  std::size_t length = 0;
+  Claim claim;
+};
 
 class ReplayStore {
  public:
@@ -34,49 +76,114 @@ class ReplayStore {
     std::uint64_t generator = 0;
   };
 
-  // `first_field` is the index of the boolean scalar that sample sets on the first step of every
-  // window. `streams`, `threads` and `capacity_steps` (of each stream) must be positive.
+  // `first_field` is the index of the boolean scalar that a batch has set on the first step of
+  // every window. `streams`, `threads` and `capacity_steps` (of each stream) must be positive.
+  // Where `segment_steps` is not zero, segments of so many steps can be files; the ring has a
+  // segment more than it needs then, as a segment is given up as a whole.
   ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field, std::size_t streams,
-              std::size_t capacity_steps, std::uint64_t seed, std::size_t threads);
+              std::size_t capacity_steps, std::uint64_t seed, std::size_t threads,
+              std::size_t segment_steps = 0);
 
   // Appends one step to every stream; columns[f] points to the steps of field f, one after the
   // other in the order of streams.
   void append(const std::byte* const* columns);
 
-  // Draws `batch` windows of `length` steps and copies them out (layout as in gather.h), the first
-  // step of each marked as first. The contents keep their own marks.
-  void sample(std::size_t batch, std::size_t length, std::byte* const* outputs);
+  // Draws `batch` windows of `length` steps and claims them.
+  Draw draw(std::size_t batch, std::size_t length);
+  // Claims windows that were drawn before. False where one of them is not held (any more).
+  bool redraw(std::vector<Window> windows, std::size_t length, Draw* draw);
+  // Copies a draw out (layout as in gather.h), the first step of each window marked as first; the
+  // contents keep their own marks. `handles`, if not null, takes batch * length numbers that name
+  // the steps to write_back.
+  void copy(const Draw& draw, std::byte* const* outputs, std::uint64_t* handles) const;
+  // The two in one.
+  void sample(std::size_t batch, std::size_t length, std::byte* const* outputs,
+              std::uint64_t* handles = nullptr);
+
+  // Overwrites fields of single steps, in memory only: files are written once. values[f] points to
+  // `count` steps of field f, or is null where that field stays. written[i] says whether step
+  // handles[i] was still held; the values of one that was not are dropped. Where a handle comes
+  // twice, the later values stay. Throws std::out_of_range, having written nothing, for a handle
+  // that was never given.
+  void write_back(std::size_t count, const std::uint64_t* handles, const std::byte* const* values,
+                  bool* written);
 
   // Copies all contents, outputs[f] being an array of shape (streams, steps, ...) in order of age,
   // and the marks that belong to them. Does nothing and returns false where the streams do not
   // hold `steps` steps (any more): size the outputs by steps() and try again.
-  bool snapshot(std::size_t steps, std::byte* const* outputs, Marks* marks) const;
+  bool snapshot(std::size_t steps, std::byte* const* outputs, Marks* marks);
 
   // Replaces the contents by the newest that fit of those in columns[f], of shape
   // (streams, steps, ...), and takes over the marks.
   void restore(std::size_t steps, const std::byte* const* columns, const Marks& marks);
 
+  // A file of the steps that are held of one segment, from the first to the newest there is.
+  struct SegmentPart {
+    std::uint64_t first = 0;  // number of its first step
+    std::size_t steps = 0;    // 0: nothing of the segment is held
+    std::uint32_t checksum = 0;
+  };
+
+  // Writes the part that is held of the segment of step number `step`, and syncs the file.
+  SegmentPart write_segment(std::uint64_t step, const std::string& path);
+  // Puts a file that write_segment wrote in the place of a segment's memory, unless the segment is
+  // not full yet, or not held whole any more. What was written back since is lost.
+  void map_segment(std::uint64_t step, const std::string& path);
+  // Puts a file in its place while the store is being filled from files. It is copied, or mapped
+  // where it holds a whole segment. `mark_first` marks its first step as first.
+  void load_segment(const SegmentPart& part, const std::string& path, bool mark_first);
+  // Says which steps the store holds after load_segment, and sets the generator.
+  void resume(std::uint64_t begin, const Marks& marks);
+
   // Steps held by each stream, and appended to each since it was new.
   std::size_t steps() const;
   std::uint64_t steps_added() const;
+  std::uint64_t generator() const;
 
   const std::vector<FieldSpec>& fields() const { return fields_; }
-  std::size_t streams() const { return rings_.size(); }
-  std::size_t capacity() const { return rings_.front().capacity(); }
+  std::size_t streams() const { return ring_.streams(); }
+  std::size_t capacity() const { return capacity_; }
+  std::size_t segment_steps() const { return ring_.segment_steps(); }
   // Bytes of one step of one stream, over all fields.
   std::size_t step_bytes() const;
 
  private:
-  void append_locked(const std::byte* const* columns, std::size_t stride_steps);
+  friend class Claim;
+  Claim claim(std::uint64_t oldest);  // with mutex_ held
+  void release(std::uint64_t oldest) noexcept;
+  // Waits until no claim reaches back to a step before `step`.
+  void await_claims(std::unique_lock<std::mutex>& lock, std::uint64_t step);
+  // Where the `steps` steps from `first` on, all of one segment, stand in memory and in a file.
+  std::vector<Span> spans(std::uint64_t first, std::size_t steps);
+  void require_segments() const;
+
+  // Holds mutex_ with no claim left; no other is given meanwhile.
+  class Alone {
+   public:
+    explicit Alone(ReplayStore* store);
+    ~Alone();
+
+   private:
+    std::unique_lock<std::mutex> lock_;
+    ReplayStore* store_;
+  };
 
   const std::vector<FieldSpec> fields_;
   const std::size_t first_field_;
+  const std::size_t capacity_;
   const std::size_t threads_;
-  std::vector<RingBuffer> rings_;
+  const bool segmented_;
+  StepRing ring_;
+
+  std::mutex append_mutex_;   // held by append, restore and resume; taken before mutex_
+  mutable std::mutex mutex_;  // guards all below
+  std::condition_variable released_;
   SequenceSampler sampler_;
-  std::uint64_t steps_added_ = 0;
-  mutable std::mutex sampler_mutex_;          // guards sampler_; taken before contents_mutex_
-  mutable std::shared_mutex contents_mutex_;  // guards rings_ and steps_added_
+  std::uint64_t begin_ = 0;  // steps [begin_, end_) are held
+  std::uint64_t end_ = 0;
+  std::size_t alone_ = 0;                // calls that wait to be alone, or are
+  std::multiset<std::uint64_t> claims_;  // the oldest step of each
+  pid_t claims_process_;
 };
 
 }  // namespace replay

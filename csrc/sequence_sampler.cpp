@@ -1,6 +1,5 @@
 #include "sequence_sampler.h"
 
-#include <algorithm>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -24,28 +23,21 @@ std::uint64_t SplitMix64::below(std::uint64_t bound) {
   }
 }
 
-std::vector<Window> SequenceSampler::draw(const std::vector<std::size_t>& stream_steps,
-                                          std::size_t length, std::size_t count) {
+std::vector<Window> SequenceSampler::draw(std::size_t streams, std::uint64_t begin,
+                                          std::uint64_t end, std::size_t length,
+                                          std::size_t count) {
   if (length == 0) throw std::invalid_argument("the length of a window must be positive, got 0");
   if (count == 0) throw std::invalid_argument("the number of windows must be positive, got 0");
-  std::vector<std::size_t> starts;
-  std::uint64_t total = 0;
-  std::size_t longest = 0;
-  for (const std::size_t steps : stream_steps) {
-    starts.push_back(steps >= length ? steps - length + 1 : 0);
-    total += starts.back();
-    longest = std::max(longest, steps);
-  }
-  if (total == 0) {
+  const std::uint64_t held = end - begin;
+  if (streams == 0 || held < length) {
     throw std::runtime_error("no stream holds a window of " + std::to_string(length) +
-                             " steps; the longest holds " + std::to_string(longest));
+                             " steps; the longest holds " + std::to_string(held));
   }
+  const std::uint64_t starts = held - length + 1;
   std::vector<Window> windows(count);
   for (Window& window : windows) {
-    std::uint64_t index = generator_.below(total);
-    std::size_t stream = 0;
-    while (index >= starts[stream]) index -= starts[stream++];
-    window = {stream, static_cast<std::size_t>(index)};
+    const std::uint64_t index = generator_.below(streams * starts);
+    window = {static_cast<std::size_t>(index / starts), begin + index % starts};
   }
   return windows;
 }

@@ -1,12 +1,12 @@
 // A seeded, reproducible, uniform draw of training windows.
 //
-// Every window of `length` consecutive steps of one stream is equally likely, so a stream counts
-// by the number of windows it holds. Windows may cross the end of an episode. The order of draws
-// is part of the contract: row after row, each row one bounded number from the generator.
+// Every window of `length` consecutive steps of one stream is equally likely. Windows may cross the
+// end of an episode. The order of draws is part of the contract: row after row, each row one
+// bounded number from the generator, the first stream's windows first.
 //
 // Ownership: plain values. Threads: none of its own; draw and restore need the sampler alone.
-// Complexity: draw is O(count * streams). Errors: std::invalid_argument for a bad length or count,
-//   std::runtime_error where no stream is long enough; the generator has then not moved.
+// Complexity: draw is O(count). Errors: std::invalid_argument for a bad length or count,
+//   std::runtime_error where too few steps are held; the generator has then not moved.
 
 #pragma once
 
@@ -16,10 +16,10 @@
 
 namespace replay {
 
-// `length` consecutive steps of stream `stream` from index `start` (0 is the oldest held).
+// Consecutive steps of stream `stream` from step `start` on.
 struct Window {
   std::size_t stream = 0;
-  std::size_t start = 0;
+  std::uint64_t start = 0;
 };
 
 // SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014): one
@@ -44,9 +44,10 @@ class SequenceSampler {
  public:
   explicit SequenceSampler(std::uint64_t seed) : generator_(seed) {}
 
-  // Draws `count` windows from streams that hold stream_steps[i] steps each.
-  std::vector<Window> draw(const std::vector<std::size_t>& stream_steps, std::size_t length,
-                           std::size_t count);
+  // Draws `count` windows of `length` steps from `streams` streams, all of which hold the steps
+  // [begin, end).
+  std::vector<Window> draw(std::size_t streams, std::uint64_t begin, std::uint64_t end,
+                           std::size_t length, std::size_t count);
 
   // The generator, to save and to put back: equal states draw equal windows.
   std::uint64_t state() const { return generator_.state(); }

@@ -34,7 +34,7 @@ ONLY: dict[str, set[str]] = {
     "distributions": {"symlog"},
     "kernels": {"weights"},
     "reference": {"symlog", "distributions", "weights"},
-    "replay": {"_replay"},
+    "replay": {"_replay", "checkpoint_files"},
     "envs": {"config"},
     "networks": {"config", "symlog", "distributions", "weights"},
     "collect": {"envs", "replay"},

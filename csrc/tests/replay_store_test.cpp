@@ -1,13 +1,17 @@
 #include "../replay_store.h"
 
 #include <atomic>
-#include <cstring>
+#include <chrono>
+#include <memory>
 #include <stdexcept>
+#include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "check.h"
 #include "steps.h"
+#include "temporary_folder.h"
 
 using replay::FieldSpec;
 using replay::ReplayStore;
@@ -16,8 +20,10 @@ namespace {
 
 constexpr std::size_t kStreams = 3;
 
-ReplayStore make_store(std::size_t capacity, std::uint64_t seed = 1, std::size_t threads = 2) {
-  return ReplayStore(steps::fields(), steps::kFirst, kStreams, capacity, seed, threads);
+ReplayStore make_store(std::size_t capacity, std::uint64_t seed = 1, std::size_t threads = 2,
+                       std::size_t segment_steps = 0) {
+  return ReplayStore(steps::fields(), steps::kFirst, kStreams, capacity, seed, threads,
+                     segment_steps);
 }
 
 void fill(ReplayStore& store, std::size_t begin, std::size_t end) {
@@ -134,6 +140,167 @@ TEST(bad_constructions_are_refused) {
   CHECK_THROWS(std::invalid_argument, ReplayStore(fields, steps::kFirst, 2, 5, 1, 0));
   CHECK_THROWS(std::invalid_argument, ReplayStore(fields, 0, 2, 5, 1, 1));
   CHECK_THROWS(std::invalid_argument, ReplayStore(fields, fields.size(), 2, 5, 1, 1));
+}
+
+TEST(an_append_waits_for_a_reader_only_where_it_needs_the_readers_steps) {
+  ReplayStore store = make_store(10);
+  fill(store, 0, 10);
+  auto draw = std::make_unique<replay::Draw>();
+  CHECK(store.redraw({{0, 2}, {1, 4}}, 3, draw.get()));
+  fill(store, 10, 13);  // the last of these writes the slot of step 2 - 1
+  std::atomic<bool> appended{false};
+  std::thread adder([&] {
+    fill(store, 13, 14);
+    appended = true;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  CHECK(!appended);
+  steps::Outputs outputs(store.fields(), 6);
+  store.copy(*draw, outputs.pointers(), nullptr);
+  CHECK(steps::holds(outputs, store.fields(), 0, 0, 2));
+  draw.reset();
+  adder.join();
+  CHECK(store.steps_added() == 14);
+}
+
+TEST(steps_are_written_back_by_handle_unless_they_are_gone) {
+  ReplayStore store = make_store(10);
+  fill(store, 0, 10);
+  steps::Outputs outputs(store.fields(), 10);
+  std::uint64_t handles[10];
+  std::byte* const* pointers = outputs.pointers();
+  replay::Draw draw;
+  CHECK(store.redraw({{1, 0}, {2, 4}}, 5, &draw));
+  store.copy(draw, pointers, handles);
+  draw.claim.release();
+  CHECK(handles[0] == 1 && handles[9] == 8 * kStreams + 2);
+  fill(store, 10, 13);  // steps 0, 1 and 2 go
+  std::vector<std::byte> actions(10 * 12);
+  for (std::size_t i = 0; i < actions.size(); ++i) actions[i] = std::byte(i);
+  const std::byte* values[] = {nullptr, actions.data(), nullptr, nullptr};
+  bool written[10];
+  store.write_back(10, handles, values, written);
+  for (std::size_t i = 0; i < 10; ++i) CHECK(written[i] == (i >= 3));
+  CHECK(store.redraw({{1, 3}, {2, 4}}, 2, &draw));
+  store.copy(draw, pointers, nullptr);
+  CHECK(outputs[1][0] == std::byte{3 * 12} && outputs[1][12] == std::byte{4 * 12});
+  CHECK(outputs[1][24] == std::byte{5 * 12} && outputs[1][47] == std::byte{7 * 12 - 1});
+  CHECK(outputs[0][0] == steps::byte_of(1, 3, 0, 0));  // other fields stay
+  draw.claim.release();
+  handles[4] = 13 * kStreams;
+  const std::byte nothing{0xEE};
+  values[1] = &nothing;  // would be read past its end, were anything written
+  CHECK_THROWS(std::out_of_range, store.write_back(10, handles, values, written));
+}
+
+TEST(a_store_in_segments_behaves_as_one_without) {
+  for (const std::size_t segment_steps : {1u, 4u, 30u}) {
+    ReplayStore plain = make_store(23, 5);
+    ReplayStore segmented = make_store(23, 5, 2, segment_steps);
+    steps::Outputs expected(plain.fields(), 7 * 9);
+    steps::Outputs drawn(plain.fields(), 7 * 9);
+    for (std::size_t step = 0; step < 150; ++step) {
+      fill(plain, step, step + 1);
+      fill(segmented, step, step + 1);
+      CHECK(plain.steps() == segmented.steps());
+      if (step < 8 || step % 3 != 0) continue;
+      plain.sample(7, 9, expected.pointers());
+      segmented.sample(7, 9, drawn.pointers());
+      for (std::size_t field = 0; field < plain.fields().size(); ++field) {
+        CHECK(drawn[field] == expected[field]);
+      }
+    }
+  }
+}
+
+TEST(a_store_filled_from_its_segments_files_draws_what_the_original_would_have) {
+  const TemporaryFolder folder;
+  ReplayStore store = make_store(23, 5, 2, 4);
+  fill(store, 0, 50);
+  std::vector<std::pair<ReplayStore::SegmentPart, std::string>> files;
+  for (std::uint64_t step = 27; step < 50; step = step / 4 * 4 + 4) {
+    const std::string path = folder / std::to_string(step).c_str();
+    files.emplace_back(store.write_segment(step, path), path);
+  }
+  CHECK(files.front().first.first == 27 && files.front().first.steps == 1);
+  CHECK(files.back().first.first == 48 && files.back().first.steps == 2);
+  CHECK(store.write_segment(23, folder / "gone").steps == 0);
+  for (const auto& [part, path] : files) store.map_segment(part.first, path);
+  ReplayStore other = make_store(23, 99, 2, 4);
+  for (const auto& [part, path] : files) other.load_segment(part, path, false);
+  other.resume(27, {50, store.generator()});
+  steps::Outputs expected(store.fields(), 7 * 5);
+  steps::Outputs drawn(store.fields(), 7 * 5);
+  for (std::size_t round = 0; round < 20; ++round) {
+    store.sample(7, 5, expected.pointers());
+    other.sample(7, 5, drawn.pointers());
+    for (std::size_t field = 0; field < store.fields().size(); ++field) {
+      CHECK(drawn[field] == expected[field]);
+    }
+    for (std::size_t row = 0; row < 7; ++row) {
+      std::size_t stream = 0;
+      std::size_t step = 0;
+      const std::size_t end = 50 + 3 * round;
+      CHECK(find(drawn, store.fields(), row * 5, end - 23, end, &stream, &step));
+    }
+    fill(store, 50 + 3 * round, 53 + 3 * round);
+    fill(other, 50 + 3 * round, 53 + 3 * round);
+  }
+}
+
+TEST(a_segment_can_be_marked_as_an_episodes_beginning) {
+  const TemporaryFolder folder;
+  ReplayStore store = make_store(20, 5, 2, 4);
+  fill(store, 0, 12);
+  const auto part = store.write_segment(6, folder / "segment");
+  ReplayStore other = make_store(20, 5, 2, 4);
+  other.load_segment(part, folder / "segment", true);
+  other.resume(4, {8, 1});
+  steps::Outputs contents(store.fields(), kStreams * 4);
+  ReplayStore::Marks marks;
+  CHECK(other.snapshot(4, contents.pointers(), &marks));
+  CHECK(contents[steps::kFirst][0] == std::byte{1} && contents[steps::kFirst][2] == std::byte{0});
+  CHECK_THROWS(std::out_of_range, other.load_segment({4, 5, 0}, folder / "segment", false));
+  CHECK_THROWS(std::runtime_error, other.load_segment({4, 4, 0}, folder / "segment", false));
+  CHECK_THROWS(std::runtime_error, other.load_segment(part, folder / "none", false));
+  CHECK_THROWS(std::out_of_range, other.resume(9, {8, 1}));
+  ReplayStore in_memory = make_store(20);
+  CHECK_THROWS(std::invalid_argument, in_memory.write_segment(0, folder / "none"));
+}
+
+TEST(segments_are_written_and_mapped_while_others_add_and_sample) {
+  const TemporaryFolder folder;
+  ReplayStore store = make_store(40, 1, 2, 8);
+  fill(store, 0, 40);
+  std::atomic<bool> adding{true};
+  std::atomic<int> wrong{0};
+  std::thread sampler([&] {
+    steps::Outputs outputs(store.fields(), 9 * 11);
+    do {
+      store.sample(9, 11, outputs.pointers());
+      std::size_t stream = 0;
+      std::size_t step = 0;
+      if (!find(outputs, store.fields(), 22, 0, 700, &stream, &step) ||
+          !steps::holds(outputs, store.fields(), 32, stream, step + 10)) {
+        ++wrong;
+      }
+    } while (adding);
+  });
+  std::thread flusher([&] {
+    for (int number = 0; adding; ++number) {
+      const std::uint64_t step = store.steps_added() - 17;
+      const std::string path = folder / std::to_string(number).c_str();
+      if (store.write_segment(step, path).steps == 8) store.map_segment(step, path);
+    }
+  });
+  for (std::size_t step = 40; step < 700; ++step) {
+    fill(store, step, step + 1);
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
+  adding = false;
+  sampler.join();
+  flusher.join();
+  CHECK(wrong == 0);
 }
 
 TEST(adders_samplers_and_a_saver_can_work_at_once) {

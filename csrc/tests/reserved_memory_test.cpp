@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -49,6 +50,28 @@ TEST(moving_hands_the_mapping_over) {
   ReservedMemory third(1);
   third = std::move(second);
   CHECK(third.data()[4999] == std::byte{9} && third.bytes() == 5000);
+}
+
+TEST(a_part_can_be_a_file_and_plain_memory_again) {
+  using replay::kPageBytes;
+  std::FILE* file = std::tmpfile();
+  const std::vector<char> content(2 * kPageBytes, 'x');
+  CHECK(std::fwrite(content.data(), 1, content.size(), file) == content.size());
+  std::fflush(file);
+  ReservedMemory memory(3 * kPageBytes);
+  for (const std::size_t part : {0u, 1u, 2u}) memory.data()[part * kPageBytes] = std::byte{7};
+  memory.map_file(kPageBytes, kPageBytes, fileno(file), kPageBytes);
+  CHECK(memory.data()[0] == std::byte{7} && memory.data()[2 * kPageBytes] == std::byte{7});
+  CHECK(memory.data()[kPageBytes] == std::byte{'x'});
+  memory.data()[kPageBytes] = std::byte{9};  // stays here
+  std::fseek(file, kPageBytes, SEEK_SET);
+  CHECK(std::fgetc(file) == 'x');
+  std::fclose(file);  // the mapping keeps what it needs
+  CHECK(memory.data()[kPageBytes] == std::byte{9});
+  memory.clear(kPageBytes, kPageBytes);
+  CHECK(memory.data()[kPageBytes] == std::byte{0} && memory.data()[0] == std::byte{7});
+  CHECK_THROWS(std::runtime_error, memory.map_file(0, kPageBytes, -1, 0));
+  CHECK(memory.data()[0] == std::byte{7});
 }
 
 TEST(an_impossible_size_is_refused) {

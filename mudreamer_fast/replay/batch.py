@@ -16,6 +16,8 @@ Allocate: TypeAlias = Callable[[tuple[int, ...], Any], NDArray[Any]]
 """Makes an uninitialised array of a shape and dtype, as `numpy.empty` does."""
 
 MAX_UINT64 = 2**64 - 1
+HANDLE = "handle"
+"""Name under which a batch holds the handles of its steps, where they are asked for."""
 
 
 class FieldLike(Protocol):
@@ -93,6 +95,8 @@ def make_layout(
     for name, field in plain.items():
         if any(extent <= 0 for extent in field.shape):
             raise ValueError(f"{name!r} must have a shape of positive sizes, got {field.shape}")
+    if HANDLE in plain:
+        raise ValueError(f"no field may be called {HANDLE!r}: batches hold their handles there")
     if plain.get("is_first") != Field((), np.dtype(np.bool_)):
         raise ValueError(
             f"fields must hold 'is_first', a boolean scalar, got {plain.get('is_first')}"
@@ -111,6 +115,26 @@ def check_sizes(**sizes: int) -> None:
     for name, value in sizes.items():
         if value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
+
+
+def check_handles(out: Batch, handles: bool, shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """Take the handles' array out of a batch that is to be filled.
+
+    Raises:
+        ValueError: it is there without being asked for, or the other way round, or does not fit.
+    """
+    named = out.pop(HANDLE, None)
+    if (named is not None) != handles:
+        raise ValueError(f"out must hold {HANDLE!r} if handles are asked for, and only then")
+    if named is not None and not (
+        isinstance(named, np.ndarray)
+        and named.dtype == np.uint64
+        and named.shape == shape
+        and named.flags.c_contiguous
+        and named.flags.writeable
+    ):
+        raise ValueError(f"{HANDLE!r} must be a C-contiguous, writeable array of uint64 {shape}")
+    return named
 
 
 def unpack_state(state: Mapping[str, Any], num_streams: int) -> tuple[Batch, int, int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,22 +12,29 @@ from numpy.typing import NDArray
 
 from mudreamer_fast._replay import Replay
 from mudreamer_fast.replay.batch import (
+    HANDLE,
     Allocate,
     Batch,
     FieldLike,
+    check_handles,
     check_sizes,
     make_layout,
     unpack_state,
 )
+from mudreamer_fast.replay.batches import Batches
+from mudreamer_fast.replay.storage import Flusher, Storage
 
 
 class ReplayBuffer:
     """The newest steps of every environment stream, and uniform draws of sequences from them.
 
-    Storage is one ring per stream and field; memory is taken only as it fills. Copies run on
-    several threads without the GIL, and every method may be called from any thread. Arrays are
-    refused rather than converted: dtype and shape must be exact and memory C-contiguous. A call
-    that raises has changed nothing.
+    Storage is one ring for all streams; memory is taken only as it fills. Copies run on several
+    threads without the GIL or any lock, and every method may be called from any thread
+    (`csrc/replay_store.h` has the locking contract). Arrays are refused rather than converted:
+    dtype and shape must be exact and memory C-contiguous. A call that raises has changed nothing.
+
+    With a folder the steps are on disk as well, and survive a crash up to the last flush: what is
+    there is taken over, and `problems` says what was damaged (`replay/storage.py`).
 
     Args:
         fields: shape and dtype of each field, for one step of one stream; must hold `is_first`, a
@@ -34,10 +43,13 @@ class ReplayBuffer:
         num_streams: environments stored side by side.
         seed: seed of the sampler, in [0, 2^64).
         threads: threads that copy a batch.
+        folder: where the steps are kept on disk; None keeps them in memory alone.
+        flush_every_seconds: between two flushes in the background; None leaves them to `flush`.
 
     Raises:
         ValueError: an argument is out of range or a field cannot be stored.
         RuntimeError: the system refuses the address space.
+        StorageError: the folder cannot be used, is in use, or holds other fields.
     """
 
     def __init__(
@@ -47,15 +59,26 @@ class ReplayBuffer:
         num_streams: int,
         seed: int,
         threads: int = 1,
+        folder: str | os.PathLike[str] | None = None,
+        flush_every_seconds: float | None = None,
     ) -> None:
         self._layout = make_layout(fields, capacity_steps, num_streams, seed, threads)
+        self._storage = None if folder is None else Storage(folder, self._layout)
         self._store = Replay(
             [(name, field.dtype, field.shape) for name, field in self._layout.fields.items()],
             num_streams,
             self._layout.stream_capacity_steps,
             seed,
             threads,
+            0 if self._storage is None else self._storage.segment_steps,
         )
+        self._problems: list[str] = []
+        self._flusher: Flusher | None = None
+        if self._storage is not None:
+            self._problems = self._storage.recover(self._store)
+            if flush_every_seconds is not None:
+                self._flusher = Flusher(self._storage, self._store, flush_every_seconds)
+        self._end = weakref.finalize(self, _end, self._flusher, self._storage)
 
     def __len__(self) -> int:
         """Steps held, over all streams."""
@@ -106,7 +129,9 @@ class ReplayBuffer:
         check_sizes(length=length)
         return self._store.steps >= length
 
-    def sample(self, batch_size: int, length: int, out: Batch | None = None) -> Batch:
+    def sample(
+        self, batch_size: int, length: int, out: Batch | None = None, handles: bool = False
+    ) -> Batch:
         """Draw sequences, all windows of `length` steps of one stream being equally likely.
 
         A window may run over the end of an episode. Its first step is marked `is_first` in the
@@ -117,6 +142,7 @@ class ReplayBuffer:
             length: T, steps in each.
             out: arrays (B, T, *shape) to write to, for each field; they must not share memory.
                 New ones are made where there are none, which costs several times the copy.
+            handles: give a "handle" (B, T) uint64 too, which names each step to `write_back`.
 
         Returns:
             `out`, or the new arrays.
@@ -129,8 +155,65 @@ class ReplayBuffer:
         if out is None:
             self._require(length)
             out = self._layout.empty(batch_size, length)
-        self._store.sample(batch_size, length, out)
+            if handles:
+                out[HANDLE] = np.empty((batch_size, length), np.uint64)
+        arrays = dict(out)
+        named = check_handles(arrays, handles, (batch_size, length))
+        self._store.sample(batch_size, length, arrays, named)
         return out
+
+    def batches(
+        self,
+        batch_size: int,
+        length: int,
+        ahead: int,
+        handles: bool = False,
+        allocate: Allocate = np.empty,
+    ) -> Batches:
+        """Batches as `sample` draws them, `ahead` of them copied before they are asked for.
+
+        Args:
+            batch_size: B, sequences in each.
+            length: T, steps in each sequence.
+            ahead: K, batches under way while one is in use; 0 has every call wait for its copy.
+            handles: as in `sample`.
+            allocate: makes the arrays of the K + 1 batches, such as pinned ones.
+
+        Raises:
+            ValueError: a size is not positive, or `ahead` is negative.
+        """
+        check_sizes(batch_size=batch_size, length=length)
+        if ahead < 0:
+            raise ValueError(f"ahead must not be negative, got {ahead}")
+        sizes = (batch_size, length)
+        return Batches(self._store, self._layout, sizes, ahead, handles, allocate)
+
+    def write_back(
+        self, handle: NDArray[np.uint64], values: Mapping[str, NDArray[Any]]
+    ) -> NDArray[np.bool_]:
+        """Overwrite fields of sampled steps, such as latents that are known better now.
+
+        Waits until all batches under way are copied. Only memory is written: a folder keeps the
+        values that it was first given, once the segment they are in is full.
+
+        Args:
+            handle: of the steps, any shape, from `sample` or `batches`.
+            values: for some of the fields an array (*handle.shape, *shape). Where a handle comes
+                twice the later values stay.
+
+        Returns:
+            Which of them were written, in the shape of `handle`. A stale one, whose step has been
+            overwritten since, is refused: its values are dropped.
+
+        Raises:
+            ValueError: an array does not fit.
+            IndexError: a handle that was never given; nothing is written.
+        """
+        if not isinstance(handle, np.ndarray) or handle.dtype != np.uint64:
+            raise ValueError(
+                f"handle must be an array of uint64, got {getattr(handle, 'dtype', type(handle).__name__)}"
+            )
+        return self._store.write_back(np.ascontiguousarray(handle), dict(values))
 
     def state_dict(self, allocate: Allocate = np.empty) -> dict[str, Any]:
         """Contents in order of age, counters and the sampler's generator; a copy of it all.
@@ -168,6 +251,36 @@ class ReplayBuffer:
         """
         contents, steps, steps_added, generator = unpack_state(state, self._layout.num_streams)
         self._store.restore(steps, contents, steps_added, generator)
+        if self._storage is not None:
+            self._storage.forget()
+
+    def flush(self) -> None:
+        """Bring the folder up to date; nothing to do without one.
+
+        Raises:
+            StorageError: it cannot be written; what it held before is intact.
+        """
+        if self._storage is not None:
+            self._storage.flush(self._store)
+
+    def problems(self) -> list[str]:
+        """Lines on what went wrong with the folder since this was last asked."""
+        found, self._problems = self._problems, []
+        while self._flusher is not None and self._flusher.problems:
+            found.append(self._flusher.problems.pop(0))
+        return found
+
+    def close(self) -> None:
+        """Flush, and let others have the folder; a second call does nothing.
+
+        Raises:
+            StorageError: as `flush`; the folder is let go all the same.
+        """
+        if self._end.alive:
+            try:
+                self.flush()
+            finally:
+                self._end()
 
     def _require(self, length: int) -> None:
         """Refuse before a batch is allocated that could not be filled."""
@@ -176,3 +289,10 @@ class ReplayBuffer:
             raise RuntimeError(
                 f"no stream holds a window of {length} steps; the longest holds {steps}"
             )
+
+
+def _end(flusher: Flusher | None, storage: Storage | None) -> None:
+    if flusher is not None:
+        flusher.stop()
+    if storage is not None:
+        storage.close()

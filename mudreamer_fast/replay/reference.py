@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mudreamer_fast.replay.batch import (
+    HANDLE,
     MAX_UINT64,
     Batch,
     FieldLike,
     Layout,
+    check_handles,
     check_sizes,
     make_layout,
     unpack_state,
@@ -114,12 +117,16 @@ class NumpyReplay:
         check_sizes(length=length)
         return self._steps >= length
 
-    def sample(self, batch_size: int, length: int, out: Batch | None = None) -> Batch:
+    def sample(
+        self, batch_size: int, length: int, out: Batch | None = None, handles: bool = False
+    ) -> Batch:
         """Draw sequences, all windows of `length` steps of one stream being equally likely."""
         check_sizes(batch_size=batch_size, length=length)
         if out is not None:
-            self._check(out, batch_size, length)
-            for name, array in out.items():
+            arrays = dict(out)
+            check_handles(arrays, handles, (batch_size, length))
+            self._check(arrays, batch_size, length)
+            for name, array in arrays.items():
                 if not array.flags.writeable:
                     raise ValueError(f"{name!r} must be writeable")
         if self._steps < length:
@@ -127,14 +134,42 @@ class NumpyReplay:
                 f"no stream holds a window of {length} steps; the longest holds {self._steps}"
             )
         batch = self._layout.empty(batch_size, length) if out is None else out
+        if handles and out is None:
+            batch[HANDLE] = np.empty((batch_size, length), np.uint64)
         starts = self._steps - length + 1
         for row in range(batch_size):
             stream, start = divmod(self._generator.below(self._layout.num_streams * starts), starts)
             slots = self._slots(start, length)
             for name, column in self._columns.items():
                 batch[name][row] = column[stream, slots]
+            if handles:
+                steps = self._steps_added - self._steps + start + np.arange(length)
+                batch[HANDLE][row] = steps * self._layout.num_streams + stream
         batch["is_first"][:, 0] = True
         return batch
+
+    def batches(
+        self, batch_size: int, length: int, ahead: int, handles: bool = False
+    ) -> NumpyBatches:
+        """Batches as `sample` draws them, drawn `ahead` calls before they are asked for."""
+        return NumpyBatches(self, batch_size, length, ahead, handles)
+
+    def write_back(
+        self, handle: NDArray[np.uint64], values: Mapping[str, NDArray[Any]]
+    ) -> NDArray[np.bool_]:
+        """Overwrite fields of sampled steps; says which were still held."""
+        steps, streams = np.divmod(handle.astype(np.int64), self._layout.num_streams)
+        if (steps >= self._steps_added).any():
+            raise IndexError(
+                f"there is no step with the handle {handle[steps >= self._steps_added][0]}"
+            )
+        written: NDArray[np.bool_] = steps >= self._steps_added - self._steps
+        for index in zip(*np.nonzero(written), strict=True):
+            age = steps[index] - (self._steps_added - self._steps)
+            slot = self._slots(int(age), 1)[0]
+            for name, array in values.items():
+                self._columns[name][streams[index], slot] = array[index]
+        return written
 
     def state_dict(self) -> dict[str, Any]:
         """Contents in order of age, counters and the sampler's generator; a copy of it all."""
@@ -186,3 +221,20 @@ class NumpyReplay:
                 )
             if not array.flags.c_contiguous:
                 raise ValueError(f"{name!r} must be C-contiguous")
+
+
+class NumpyBatches:
+    """A twin of `Batches`: the same order of draws, each copied at once."""
+
+    def __init__(
+        self, replay: NumpyReplay, batch_size: int, length: int, ahead: int, handles: bool
+    ) -> None:
+        self._draw = lambda: replay.sample(batch_size, length, handles=handles)
+        self._ahead = ahead
+        self._queue: deque[Batch] = deque()
+
+    def next(self) -> Batch:
+        """The oldest batch."""
+        while len(self._queue) <= self._ahead:
+            self._queue.append(self._draw())
+        return self._queue.popleft()

@@ -1,0 +1,136 @@
+#include "batch_queue.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+namespace replay {
+
+namespace {
+
+constexpr const char* kClosed = "this queue of batches is closed";
+
+}  // namespace
+
+BatchQueue::BatchQueue(ReplayStore& store, std::size_t batch, std::size_t length,
+                       std::vector<Slot> slots)
+    : store_(store), batch_(batch), length_(length), slots_(std::move(slots)), process_(getpid()) {
+  if (slots_.empty()) throw std::invalid_argument("a queue needs room for at least one batch");
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) free_.push_back(slot);
+  worker_ = std::thread([this] { work(); });
+}
+
+BatchQueue::~BatchQueue() {
+  if (process_ == getpid()) {
+    close();
+  } else {
+    new std::thread(std::move(worker_));  // it never ran in this process: nothing can be joined
+  }
+}
+
+void BatchQueue::close() {
+  require_own_process();
+  std::thread worker;
+  {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+    worker = std::move(worker_);
+  }
+  changed_.notify_all();
+  if (worker.joinable()) worker.join();
+  const std::lock_guard lock(mutex_);
+  jobs_.clear();  // and their claims
+}
+
+std::size_t BatchQueue::next() {
+  require_own_process();
+  const std::lock_guard calling(calls_);
+  // Drawn without mutex_: a draw may have to wait for somebody who waits for the worker.
+  std::vector<Draw> draws(require_open());
+  for (Draw& draw : draws) draw = store_.draw(batch_, length_);
+  std::unique_lock lock(mutex_);
+  if (in_hand_) {
+    free_.push_back(in_hand_->slot);
+    in_hand_.reset();
+  }
+  start(std::move(draws));
+  changed_.wait(lock, [&] { return closed_ || error_ || jobs_.front().done; });
+  if (closed_) throw std::runtime_error(kClosed);
+  if (error_) std::rethrow_exception(error_);
+  in_hand_ = std::move(jobs_.front());
+  jobs_.pop_front();
+  return in_hand_->slot;
+}
+
+std::vector<std::vector<Window>> BatchQueue::drawn() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::vector<Window>> found;
+  if (in_hand_) found.push_back(in_hand_->draw.windows);
+  for (const Job& job : jobs_) found.push_back(job.draw.windows);
+  return found;
+}
+
+bool BatchQueue::redraw(std::vector<std::vector<Window>> batches) {
+  require_own_process();
+  const std::lock_guard calling(calls_);
+  if (batches.size() > require_open()) return false;
+  std::vector<Draw> draws(batches.size());
+  for (std::size_t i = 0; i < batches.size(); ++i) {
+    if (batches[i].size() != batch_) return false;
+    if (!store_.redraw(std::move(batches[i]), length_, &draws[i])) return false;
+  }
+  const std::lock_guard lock(mutex_);
+  start(std::move(draws));
+  return true;
+}
+
+std::size_t BatchQueue::require_open() const {
+  const std::lock_guard lock(mutex_);
+  if (closed_) throw std::runtime_error(kClosed);
+  return free_.size() + (in_hand_ ? 1 : 0);
+}
+
+void BatchQueue::start(std::vector<Draw> draws) {
+  for (Draw& draw : draws) {
+    jobs_.push_back({free_.front(), std::move(draw), false});
+    free_.pop_front();
+  }
+  changed_.notify_all();
+}
+
+void BatchQueue::work() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    const auto waiting = [&] {
+      return std::find_if(jobs_.begin(), jobs_.end(), [](const Job& job) { return !job.done; });
+    };
+    changed_.wait(lock, [&] { return closed_ || waiting() != jobs_.end(); });
+    if (closed_) return;
+    // A deque's elements stay where they are while others come and go at its ends.
+    Job& job = *waiting();
+    const Slot& slot = slots_[job.slot];
+    lock.unlock();
+    std::exception_ptr error;
+    try {
+      store_.copy(job.draw, slot.outputs.data(), slot.handles);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    job.draw.claim.release();
+    lock.lock();
+    job.done = true;
+    error_ = error;
+    changed_.notify_all();
+    if (error_) return;
+  }
+}
+
+void BatchQueue::require_own_process() const {
+  if (process_ != getpid()) {
+    throw std::runtime_error("a forked process cannot use its parent's queue of batches");
+  }
+}
+
+}  // namespace replay

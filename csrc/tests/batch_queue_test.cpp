@@ -1,0 +1,234 @@
+#include "../batch_queue.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "steps.h"
+
+using replay::BatchQueue;
+using replay::ReplayStore;
+using replay::Window;
+
+namespace {
+
+constexpr std::size_t kStreams = 3;
+constexpr std::size_t kBatch = 6;
+constexpr std::size_t kLength = 4;
+
+ReplayStore make_store(std::size_t capacity, std::uint64_t seed = 1) {
+  return ReplayStore(steps::fields(), steps::kFirst, kStreams, capacity, seed, 2);
+}
+
+void fill(ReplayStore& store, std::size_t begin, std::size_t end) {
+  for (std::size_t step = begin; step < end; ++step) {
+    store.append(steps::Step(store.fields(), 0, kStreams, step).columns());
+  }
+}
+
+// The memory of all slots, and their handles.
+class Room {
+ public:
+  Room(const ReplayStore& store, std::size_t count) : handles_(count) {
+    for (std::size_t i = 0; i < count; ++i) {
+      outputs_.emplace_back(store.fields(), kBatch * kLength);
+      handles_[i].resize(kBatch * kLength);
+    }
+  }
+
+  std::vector<BatchQueue::Slot> slots() {
+    std::vector<BatchQueue::Slot> made;
+    for (std::size_t i = 0; i < outputs_.size(); ++i) {
+      std::byte* const* pointers = outputs_[i].pointers();
+      made.push_back({{pointers, pointers + steps::fields().size()}, handles_[i].data()});
+    }
+    return made;
+  }
+
+  // Whether a slot holds the windows, each step with its handle.
+  bool holds(std::size_t slot, const std::vector<Window>& windows) const {
+    for (std::size_t i = 0; i < kBatch * kLength; ++i) {
+      const Window& window = windows[i / kLength];
+      const std::uint64_t step = window.start + i % kLength;
+      if (handles_[slot][i] != step * kStreams + window.stream) return false;
+      if (!steps::holds(outputs_[slot], steps::fields(), i, window.stream, step)) return false;
+    }
+    return outputs_[slot].guards_intact();
+  }
+
+ private:
+  std::vector<steps::Outputs> outputs_;
+  std::vector<std::vector<std::uint64_t>> handles_;
+};
+
+}  // namespace
+
+TEST(batches_come_in_the_order_in_which_they_were_drawn_whatever_is_added) {
+  for (const std::size_t slots : {1u, 2u, 4u}) {
+    ReplayStore store = make_store(9);
+    ReplayStore twin = make_store(9);
+    fill(store, 0, 9);
+    fill(twin, 0, 9);
+    Room room(store, slots);
+    BatchQueue queue(store, kBatch, kLength, room.slots());
+    std::vector<std::vector<Window>> expected;
+    for (std::size_t call = 0; call < 30; ++call) {
+      const std::size_t slot = queue.next();
+      while (expected.size() < call + slots) {
+        expected.push_back(twin.draw(kBatch, kLength).windows);
+      }
+      CHECK(room.holds(slot, expected[call]));
+      // As many steps as the store holds: all that the batches under way need would be gone.
+      const std::size_t begin = 9 + 9 * call;
+      fill(store, begin, begin + 9);
+      fill(twin, begin, begin + 9);
+      CHECK(room.holds(slot, expected[call]));
+    }
+  }
+}
+
+TEST(what_was_drawn_can_be_drawn_again) {
+  ReplayStore store = make_store(20);
+  fill(store, 0, 20);
+  Room room(store, 3);
+  BatchQueue queue(store, kBatch, kLength, room.slots());
+  CHECK(queue.drawn().empty());
+  queue.next();
+  const auto drawn = queue.drawn();
+  CHECK(drawn.size() == 3);
+  const std::uint64_t generator = store.generator();
+  Room other_room(store, 3);
+  BatchQueue other(store, kBatch, kLength, other_room.slots());
+  CHECK(other.redraw({drawn.begin() + 1, drawn.end()}));
+  CHECK(store.generator() == generator);
+  CHECK(other_room.holds(other.next(), drawn[1]));
+  CHECK(other_room.holds(other.next(), drawn[2]));
+  fill(store, 20, 40);
+  CHECK(!other.redraw({drawn[1]}));
+  CHECK(!other.redraw({{{0, 30}}}));
+  const std::vector<Window> good(kBatch, Window{0, 30});
+  CHECK(!other.redraw({good, good, good, good}));
+}
+
+TEST(a_queue_of_a_store_that_is_too_empty_throws_and_goes_on_later) {
+  ReplayStore store = make_store(20);
+  fill(store, 0, 3);
+  Room room(store, 2);
+  BatchQueue queue(store, kBatch, kLength, room.slots());
+  CHECK_THROWS(std::runtime_error, queue.next());
+  CHECK(store.generator() == 1);
+  fill(store, 3, 4);
+  const std::size_t slot = queue.next();
+  CHECK(room.holds(slot, queue.drawn()[0]));
+}
+
+TEST(a_closed_queue_throws_and_lets_the_store_go_on) {
+  ReplayStore store = make_store(5);
+  fill(store, 0, 5);
+  Room room(store, 4);
+  BatchQueue queue(store, kBatch, kLength, room.slots());
+  queue.next();
+  queue.close();
+  queue.close();
+  CHECK_THROWS(std::runtime_error, queue.next());
+  CHECK_THROWS(std::runtime_error, queue.redraw({}));
+  fill(store, 5, 25);  // would wait for ever on a claim that is left
+  CHECK(store.steps_added() == 25);
+}
+
+TEST(closing_ends_a_wait_of_another_thread) {
+  for (int round = 0; round < 20; ++round) {
+    ReplayStore store = make_store(50);
+    fill(store, 0, 50);
+    Room room(store, 3);
+    BatchQueue queue(store, kBatch, kLength, room.slots());
+    std::thread sampler([&] {
+      try {
+        while (true) queue.next();
+      } catch (const std::runtime_error&) {
+      }
+    });
+    queue.close();
+    sampler.join();
+  }
+}
+
+TEST(a_forked_process_is_told_that_the_queue_is_not_its_own) {
+  ReplayStore store = make_store(20);
+  fill(store, 0, 20);
+  Room room(store, 2);
+  BatchQueue queue(store, kBatch, kLength, room.slots());
+  queue.next();
+  while (queue.next() > 1) {
+  }
+  const pid_t child = fork();
+  if (child == 0) {
+    int status = 1;
+    try {
+      queue.next();
+    } catch (const std::runtime_error&) {
+      fill(store, 20, 60);
+      status = store.steps_added() == 60 ? 0 : 2;
+    }
+    _exit(status);
+  }
+  int status = 1;
+  waitpid(child, &status, 0);
+  CHECK(status == 0);
+}
+
+TEST(an_adder_a_queue_a_writer_and_a_saver_can_work_at_once) {
+  ReplayStore store = make_store(32);
+  fill(store, 0, 32);
+  std::atomic<bool> working{true};
+  std::atomic<int> wrong{0};
+  std::thread adder([&] {
+    for (std::size_t step = 32; step < 1500; ++step) fill(store, step, step + 1);
+    working = false;
+  });
+  std::thread saver([&] {
+    steps::Outputs contents(store.fields(), kStreams * 32);
+    do {
+      ReplayStore::Marks marks;
+      if (!store.snapshot(32, contents.pointers(), &marks)) ++wrong;
+      if (!steps::holds(contents, store.fields(), 40, 1, marks.steps_added - 24)) ++wrong;
+    } while (working);
+  });
+  std::thread writer([&] {
+    // Writes what stands there already, so that the others' checks hold.
+    do {
+      const std::uint64_t added = store.steps_added();
+      std::vector<std::uint64_t> handles;
+      std::vector<std::byte> images;
+      for (std::uint64_t step = added - 20; step < added; ++step) {
+        handles.push_back(step * kStreams + 2);
+        for (std::size_t i = 0; i < store.fields()[0].step_bytes(); ++i) {
+          images.push_back(steps::byte_of(2, step, 0, i));
+        }
+      }
+      const std::byte* values[] = {images.data(), nullptr, nullptr, nullptr};
+      bool written[20];
+      store.write_back(handles.size(), handles.data(), values, written);
+    } while (working);
+  });
+  {
+    Room room(store, 3);
+    BatchQueue queue(store, kBatch, kLength, room.slots());
+    do {
+      const std::size_t slot = queue.next();
+      if (!room.holds(slot, queue.drawn()[0])) ++wrong;
+    } while (working);
+  }
+  adder.join();
+  saver.join();
+  writer.join();
+  CHECK(wrong == 0);
+  CHECK(store.steps_added() == 1500);
+}
+
+TEST_MAIN()

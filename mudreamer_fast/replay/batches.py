@@ -1,0 +1,70 @@
+"""Batches copied out of a replay buffer ahead of whoever learns from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mudreamer_fast._replay import BatchQueue, Replay
+from mudreamer_fast.replay.batch import HANDLE, Allocate, Batch, Layout
+
+
+class Batches:
+    """Batches in the order in which they are drawn, the next ones already on their way.
+
+    A batch is drawn inside `next`, `ahead` calls before it is handed out: what the batches hold
+    depends on the order of calls alone, and a step added since is in none of those under way. A
+    thread copies them meanwhile, into arrays that go round; nobody overwrites the steps they need.
+
+    Made by `ReplayBuffer.batches`.
+    """
+
+    def __init__(
+        self,
+        store: Replay,
+        layout: Layout,
+        sizes: tuple[int, int],
+        ahead: int,
+        handles: bool,
+        allocate: Allocate,
+    ) -> None:
+        self._slots = [layout.empty(*sizes, allocate=allocate) for _ in range(ahead + 1)]
+        names = [allocate(sizes, np.uint64) if handles else None for _ in self._slots]
+        self._queue = BatchQueue(store, *sizes, self._slots, names)
+        self._batches = [
+            slot if name is None else {**slot, HANDLE: name}
+            for slot, name in zip(self._slots, names, strict=True)
+        ]
+
+    def next(self) -> Batch:
+        """The oldest batch; its arrays are the caller's until the next call.
+
+        Raises:
+            RuntimeError: too few steps are held for a window, or this is closed.
+        """
+        return self._batches[self._queue.next()]
+
+    def drawn(self) -> NDArray[np.uint64]:
+        """What was drawn: the batch that `next` gave last, if any, and those under way.
+
+        Returns:
+            (batches, B, 2), oldest first: each window's stream and first step.
+        """
+        return self._queue.drawn()
+
+    def redraw(self, windows: NDArray[Any]) -> bool:
+        """Draw what `drawn` said once, in a buffer with the same contents, before all else.
+
+        Args:
+            windows: (batches, B, 2), at most `ahead + 1` batches.
+
+        Returns:
+            Whether they are drawn; not where a step is no longer held.
+        """
+        return self._queue.redraw(np.ascontiguousarray(windows, np.uint64))
+
+    def close(self) -> None:
+        """End the thread; a `next` that waits raises, and so do later ones."""
+        self._queue.close()

@@ -1,0 +1,281 @@
+"""A replay buffer's steps in a folder, safe against a crash at any moment.
+
+Layout of the folder::
+
+    manifest.json            the fields, the segments in order with checksums, and the generator
+    segment-<number>.bin     steps of all streams, byte for byte as they stand in memory
+    lock                     held by the process that uses the folder
+
+A flush writes and syncs the segments that are new, then renames a new manifest over the old one:
+whatever stops the process, the manifest names files that are complete. A segment that is not full
+yet is written again, under another name, by each flush until it is. Full ones take the place of
+their memory: the system reads their pages when they are asked for, and drops them when it needs
+room, so that a buffer may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import threading
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mudreamer_fast._replay import Replay
+from mudreamer_fast.checkpoint_files import sync_folder
+from mudreamer_fast.replay.batch import Layout
+
+FORMAT = "mudreamer_fast replay"
+VERSION = 1
+"""Raised whenever the layout changes; other versions are refused."""
+
+MANIFEST = "manifest.json"
+SEGMENT_BYTES = 1 << 25
+"""About what a segment holds: files that are few, and a tail that is cheap to write again."""
+LEAST_SEGMENT_STEPS = 16
+MOST_SEGMENTS = 32
+"""Of a small buffer: the ring has two segments to spare, which should be little beside it."""
+
+
+class StorageError(RuntimeError):
+    """A folder that cannot hold a replay buffer; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A file of consecutive steps, of all streams."""
+
+    file: str
+    """Its name."""
+    first: int
+    """Number of its first step."""
+    steps: int
+    """Steps of each stream in it."""
+    checksum: int
+    """CRC-32 of their bytes."""
+    after_gap: bool
+    """Whether the steps before it were lost, so that its first is to be marked as one."""
+
+    @property
+    def end(self) -> int:
+        """Number of the first step that is no longer in it."""
+        return self.first + self.steps
+
+
+class Storage:
+    """The folder of one replay buffer.
+
+    Args:
+        folder: made where missing; one that holds a buffer must have the same fields and streams.
+        layout: of the buffer.
+
+    Raises:
+        StorageError: the folder cannot be used, is in use, or holds something else.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], layout: Layout) -> None:
+        self._folder = Path(folder)
+        self._layout = layout
+        self._mutex = threading.Lock()
+        self._lock = self._take_lock()
+        try:
+            self._manifest = self._read_manifest()
+        except BaseException:
+            self._lock.close()
+            raise
+        self.segment_steps: int = (
+            self._manifest["segment_steps"] if self._manifest else _segment_steps(layout)
+        )
+        self._segments: list[Segment] = []
+        self._next_number = 1 + max(
+            (int(path.stem.split("-")[1]) for path in self._folder.glob("segment-*.bin")), default=0
+        )
+
+    def recover(self, store: Replay) -> list[str]:
+        """Fill an empty store with what the folder holds.
+
+        Returns:
+            A line on each segment that is damaged and was left out.
+        """
+        if self._manifest is None:
+            return []
+        damage = []
+        lost = 0
+        gap = False
+        for segment in (Segment(**facts) for facts in self._manifest["segments"]):
+            first = segment.first - lost
+            mark = segment.after_gap or gap
+            path = self._folder / segment.file
+            try:
+                store.load_segment(first, segment.steps, segment.checksum, str(path), mark)
+            except RuntimeError as error:
+                damage.append(f"{error}; {segment.steps} steps of each stream are lost")
+                # Those after a loss move up, by whole segments, so that the ring has no hole.
+                if self._segments:
+                    lost += self.segment_steps
+                    gap = True
+                continue
+            self._segments.append(
+                Segment(segment.file, first, segment.steps, segment.checksum, mark)
+            )
+            gap = False
+        end = self._segments[-1].end if self._segments else self._manifest["steps_added"]
+        begin = self._segments[0].first if self._segments else end
+        store.resume(begin, end, self._manifest["generator"])
+        return damage
+
+    def flush(self, store: Replay) -> None:
+        """Bring the folder up to date.
+
+        Raises:
+            StorageError: the disk is full, or the folder cannot be written; what it held before
+                is intact.
+        """
+        with self._mutex:
+            try:
+                self._flush(store)
+            except (OSError, RuntimeError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                raise StorageError(
+                    f"cannot write the replay buffer to {self._folder}: {reason}"
+                ) from error
+
+    def forget(self) -> None:
+        """Have the next flush write everything, as the store's contents were replaced."""
+        with self._mutex:
+            self._segments = []
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        self._lock.close()
+
+    def _flush(self, store: Replay) -> None:
+        generator, end = store.generator, store.steps_added
+        begin = end - store.steps
+        whole = [s for s in self._segments if s.end > begin and s.end % self.segment_steps == 0]
+        segments = list(whole)
+        step = whole[-1].end if whole else begin
+        while step < end:
+            name = f"segment-{self._next_number:08}.bin"
+            self._next_number += 1
+            first, steps, checksum = store.write_segment(step, str(self._folder / name))
+            if steps:  # else it was overwritten meanwhile
+                segments.append(Segment(name, first, steps, checksum, False))
+            step = (step // self.segment_steps + 1) * self.segment_steps
+        self._commit(segments, segments[-1].end if segments else end, generator)
+        for segment in segments[len(whole) :]:
+            if segment.steps == self.segment_steps:
+                store.map_segment(segment.first, str(self._folder / segment.file))
+
+    def _commit(self, segments: list[Segment], steps_added: int, generator: int) -> None:
+        body = {
+            **self._identity(),
+            "segment_steps": self.segment_steps,
+            "segments": [asdict(segment) for segment in segments],
+            "steps_added": steps_added,
+            "generator": generator,
+        }
+        checksum = zlib.crc32(json.dumps(body, sort_keys=True).encode())
+        text = {"format": FORMAT, "version": VERSION, "crc32": checksum, "body": body}
+        temporary = self._folder / f"{MANIFEST}.tmp"
+        with temporary.open("w") as file:
+            json.dump(text, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(self._folder)
+        os.replace(temporary, self._folder / MANIFEST)
+        sync_folder(self._folder)
+        self._segments = segments
+        names = {segment.file for segment in segments}
+        for path in self._folder.glob("segment-*.bin"):
+            if path.name not in names:
+                path.unlink(missing_ok=True)
+
+    def _take_lock(self) -> Any:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = (self._folder / "lock").open("w")
+        except OSError as error:
+            raise StorageError(f"cannot use {self._folder}: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            busy = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+            reason = "another process or buffer uses it" if busy else error.strerror
+            raise StorageError(f"cannot use {self._folder}: {reason}") from error
+        return lock
+
+    def _identity(self) -> dict[str, Any]:
+        fields = [
+            [name, field.dtype.str, list(field.shape)]
+            for name, field in self._layout.fields.items()
+        ]
+        return {"fields": fields, "num_streams": self._layout.num_streams}
+
+    def _read_manifest(self) -> dict[str, Any] | None:
+        path = self._folder / MANIFEST
+        try:
+            manifest = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        except ValueError:
+            raise StorageError(f"damaged replay buffer: {path} is not JSON") from None
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise StorageError(f"{path} is not the manifest of a {FORMAT}")
+        if manifest.get("version") != VERSION:
+            raise StorageError(
+                f"the replay buffer in {self._folder} has version {manifest.get('version')}, "
+                f"this program reads version {VERSION}"
+            )
+        body: dict[str, Any] = manifest["body"]
+        if zlib.crc32(json.dumps(body, sort_keys=True).encode()) != manifest.get("crc32"):
+            raise StorageError(f"damaged replay buffer: {path} does not match its checksum")
+        for name, expected in self._identity().items():
+            if body[name] != expected:
+                raise StorageError(
+                    f"{self._folder} holds a replay buffer of other {name}: "
+                    f"{body[name]}, expected {expected}"
+                )
+        return body
+
+
+class Flusher:
+    """A thread that flushes a buffer every so often; failures are kept until asked for.
+
+    Args:
+        storage: the folder.
+        store: the buffer's contents.
+        every_seconds: between two flushes: what a crash may cost at most.
+    """
+
+    def __init__(self, storage: Storage, store: Replay, every_seconds: float) -> None:
+        self.problems: list[str] = []
+        """What went wrong, to be taken out by the reader."""
+        self._storage, self._store, self._every_seconds = storage, store, every_seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="replay flusher", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every_seconds):
+            try:
+                self._storage.flush(self._store)
+            except StorageError as error:
+                self.problems.append(str(error))
+
+    def stop(self) -> None:
+        """End the thread, after the flush that is under way."""
+        self._stop.set()
+        self._thread.join()
+
+
+def _segment_steps(layout: Layout) -> int:
+    by_bytes = SEGMENT_BYTES // (layout.num_streams * layout.step_bytes)
+    return max(LEAST_SEGMENT_STEPS, min(by_bytes, layout.stream_capacity_steps // MOST_SEGMENTS))
