@@ -64,10 +64,10 @@ std::size_t BatchQueue::next() {
   return in_hand_->slot;
 }
 
-std::vector<std::vector<Window>> BatchQueue::drawn() const {
+std::vector<std::vector<Window>> BatchQueue::drawn(bool with_last) const {
   const std::lock_guard lock(mutex_);
   std::vector<std::vector<Window>> found;
-  if (in_hand_) found.push_back(in_hand_->draw.windows);
+  if (with_last && in_hand_) found.push_back(in_hand_->draw.windows);
   for (const Job& job : jobs_) found.push_back(job.draw.windows);
   return found;
 }

@@ -47,8 +47,9 @@ class BatchQueue {
   // the oldest batch: the number of its slot.
   std::size_t next();
 
-  // The windows of the batch in the caller's hands, if any, and of those after it, oldest first.
-  std::vector<std::vector<Window>> drawn() const;
+  // The windows of the batches that are drawn and not handed out, oldest first; `with_last` has
+  // those of the one that next() handed out last before them.
+  std::vector<std::vector<Window>> drawn(bool with_last) const;
 
   // Draws these windows, each a batch, before any other and without the generator. False, and
   // nothing is drawn, where one of them is not held, or there are more batches than free slots.

@@ -377,11 +377,11 @@ class Queue {
     return queue_->next();
   }
 
-  Handles drawn() const {
+  Handles drawn(bool with_last) const {
     std::vector<std::vector<Window>> batches;
     {
       const py::gil_scoped_release unlocked;
-      batches = queue_->drawn();
+      batches = queue_->drawn(with_last);
     }
     return windows_to_array(batches, batch_);
   }
@@ -436,7 +436,7 @@ PYBIND11_MODULE(_replay, module) {
            py::keep_alive<1, 2>(), py::arg("replay"), py::arg("batch"), py::arg("length"),
            py::arg("outputs"), py::arg("handles"))
       .def("next", &Queue::next)
-      .def("drawn", &Queue::drawn)
+      .def("drawn", &Queue::drawn, py::arg("with_last"))
       .def("redraw", &Queue::redraw, py::arg("windows"))
       .def("close", &Queue::close);
 }

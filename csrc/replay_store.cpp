@@ -268,7 +268,7 @@ void ReplayStore::load_segment(const SegmentPart& part, const std::string& path,
 void ReplayStore::resume(std::uint64_t begin, const Marks& marks) {
   const std::lock_guard appending(append_mutex_);
   const Alone alone(this);
-  if (begin > marks.steps_added || marks.steps_added - begin > ring_.slots()) {
+  if (begin > marks.steps_added) {
     throw std::out_of_range("cannot hold steps " + std::to_string(begin) + " to " +
                             std::to_string(marks.steps_added));
   }

@@ -132,7 +132,7 @@ class ReplayStore {
   // Puts a file in its place while the store is being filled from files. It is copied, or mapped
   // where it holds a whole segment. `mark_first` marks its first step as first.
   void load_segment(const SegmentPart& part, const std::string& path, bool mark_first);
-  // Says which steps the store holds after load_segment, and sets the generator.
+  // Says which steps were loaded, of which the newest that fit are kept, and sets the generator.
   void resume(std::uint64_t begin, const Marks& marks);
 
   // Steps held by each stream, and appended to each since it was new.

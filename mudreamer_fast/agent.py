@@ -158,12 +158,12 @@ class Agent:
         action = bound_action(action)
         return action.cpu().numpy(), PolicyState(deter, stoch, action, state.generator)
 
-    def update(self, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def update(self, batch: Mapping[str, np.ndarray | Tensor]) -> dict[str, float]:
         """Learn from one batch: the world model, then actor and critic on what it imagines.
 
         Args:
             batch: observations (B, T, *shape) by name, action (B, T, A), reward, is_first and
-                is_terminal (B, T).
+                is_terminal (B, T); read until the call returns, and not after.
 
         Returns:
             Metrics of this update by name.
@@ -288,7 +288,7 @@ class Agent:
         self.generator.set_state(state["generator"].cpu())
         self.updates = state["updates"]
 
-    def _check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
+    def _check_batch(self, batch: Mapping[str, np.ndarray | Tensor]) -> None:
         missing = sorted(self.batch_shapes.keys() - batch.keys())
         if missing:
             raise ValueError(f"the batch lacks {', '.join(missing)}; it has {sorted(batch)}")
@@ -300,8 +300,8 @@ class Agent:
                     f"is_first, {leading}; got {batch[name].shape}"
                 )
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+    def _tensor(self, array: np.ndarray | Tensor) -> Tensor:
+        return torch.as_tensor(array).to(self.device, non_blocking=True)
 
     def _uniforms(self, generator: torch.Generator, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, device=self.device)

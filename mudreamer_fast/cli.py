@@ -302,9 +302,10 @@ def _is_expected(error: Exception) -> bool:
         return True
     from mudreamer_fast.checkpoint import CheckpointError
     from mudreamer_fast.envs.vector_env import EnvError
+    from mudreamer_fast.replay import StorageError
 
     out_of_memory = type(error).__name__ == "OutOfMemoryError"  # the GPU's, without importing torch
-    return out_of_memory or isinstance(error, CheckpointError | EnvError)
+    return out_of_memory or isinstance(error, CheckpointError | EnvError | StorageError)
 
 
 def _one_line(error: Exception) -> str:

@@ -218,9 +218,21 @@ class ReplayConfig:
     """T, steps in a sequence."""
     gather_threads: int = 2
     """Threads that copy a batch out of the buffer."""
+    batches_ahead: int = 2
+    """Batches that are drawn and copied while one is learned from; 0 waits for each copy."""
+    storage: Literal["memory", "disk"] = "memory"
+    """disk keeps the steps in the run folder: a crash costs at most those since the last flush,
+    checkpoints need not hold them, and they may be more than fit in memory."""
+    flush_every_seconds: float = 30.0
+    """Seconds between two flushes of storage on disk."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "batch_size", "batch_length", "gather_threads")
+        _require_positive(
+            self, "batch_size", "batch_length", "gather_threads", "flush_every_seconds"
+        )
+        _require(
+            self.batches_ahead >= 0, f"batches_ahead must not be negative, got {self.batches_ahead}"
+        )
         _require(
             self.capacity_steps > self.batch_length,
             f"capacity_steps must exceed batch_length ({self.batch_length}), "

@@ -113,6 +113,10 @@ class Standing:
     """Wall time of the run."""
     seconds_left: float
     """Wall time until max_minutes stops it; infinite without."""
+    waited_seconds: float
+    """Wall time that the learner waited for batches, in this process."""
+    collecting_seconds: float
+    """Wall time that policy and environments took, in this process."""
 
 
 class Reporter:
@@ -153,7 +157,13 @@ class Reporter:
     def tick(self, standing: Standing) -> None:
         """Draws the progress line and writes a line of averages, each when it is time."""
         now = time.monotonic()
-        self._speed.mark(now, standing.env_steps, standing.updates)
+        self._speed.mark(
+            now,
+            standing.env_steps,
+            standing.updates,
+            standing.waited_seconds,
+            standing.collecting_seconds,
+        )
         self.progress.show(lambda: self._line(standing))
         if now < self._next_log:
             return
@@ -162,13 +172,15 @@ class Reporter:
         if warning:
             self.message(warning)
             self.logger.write(standing.env_steps, standing.seconds, {"warning": warning})
-        env_rate, update_rate = self._speed.rates()
+        env_rate, update_rate, waiting_share, collecting_share = self._speed.rates()
         values = {
             "run/policy_steps": standing.policy_steps,
             "run/updates": standing.updates,
             "run/train_ratio": self._ratio(standing),
             "speed/env_steps_per_second": env_rate,
             "speed/updates_per_second": update_rate,
+            "speed/waiting_share": waiting_share,
+            "speed/collecting_share": collecting_share,
             "machine/resident_bytes": resident_bytes(),
         }
         self.logger.flush(standing.env_steps, standing.seconds, values)
@@ -186,7 +198,7 @@ class Reporter:
 
     def _line(self, standing: Standing) -> str:
         train = self.config.train
-        env_rate, update_rate = self._speed.rates()
+        env_rate, update_rate, *_ = self._speed.rates()
         steps_left = train.env_steps - standing.env_steps
         left = min(steps_left / env_rate if env_rate else math.inf, standing.seconds_left)
         parts = [

@@ -33,6 +33,11 @@ class RunFolder:
         return self.root / "checkpoint"
 
     @property
+    def replay(self) -> Path:
+        """Folder of the replay buffer's steps, where they are stored on disk."""
+        return self.root / "replay"
+
+    @property
     def curve(self) -> Path:
         """Picture of the returns over environment steps."""
         return self.root / "curve.png"

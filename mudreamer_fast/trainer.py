@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ from mudreamer_fast.checkpoint_files import Empty
 from mudreamer_fast.collect import Collector, random_policy, replay_fields
 from mudreamer_fast.config import Config, ConfigError
 from mudreamer_fast.envs import EnvError, make_env
-from mudreamer_fast.replay import ReplayBuffer
-from mudreamer_fast.reporting import Reporter, Standing
+from mudreamer_fast.replay import ReplayBuffer, StorageError
+from mudreamer_fast.replay.prefetch import Prefetcher
+from mudreamer_fast.reporting import Reporter, Standing, clock_text
 from mudreamer_fast.results import TrainResult, score_table, write_results
 from mudreamer_fast.run_folder import RunFolder, read_config, write_config
 from mudreamer_fast.scoring import (
@@ -75,23 +78,29 @@ class Trainer:
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         machine.seed_everything(config.train.seed)
-        self.env = make_env(config.env, config.env.num_envs, self._seed(COLLECT_SEED))
+        self._open = ExitStack()
         try:
+            self.env = make_env(config.env, config.env.num_envs, self._seed(COLLECT_SEED))
+            self._open.callback(self.env.close)
             self.replay = self._make_replay()
+            self._open.callback(self._close_replay)
             self.agent = Agent(config, self.env.observation_spec, self.env.action_spec, device)
+            self.batches = self._make_batches(device)
+            self._open.callback(self.batches.close)
             if resume:
                 self._restore(saved)
             run_dir.mkdir(parents=True, exist_ok=True)
             write_config(config, self.folder.config)
             self.reporter = Reporter(config, run_dir, self.env_steps if resume else None)
+            self._open.callback(self.reporter.close)
         except BaseException:
-            self.env.close()
+            self._open.close()
             raise
         self.random = random_policy(
             self.env.action_spec, self.env.num_envs, self._seed(PREFILL_SEED)
         )
         self.collector = Collector(self.env, self.replay, self._act)
-        self.batch: dict[str, Any] | None = None
+        self.collecting_seconds = 0.0
         self.evaluation_seconds = 0.0
         self.next_checkpoint = time.monotonic() + config.train.checkpoint_every_seconds
         self._introduce()
@@ -100,15 +109,15 @@ class Trainer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.reporter.close()
-        self.env.close()
+        self._open.close()
 
     # Its parts
 
     def _check_folder(self, resume: bool) -> dict[str, Any]:
         """Checks the run folder; gives the checkpoint of a resumed run."""
         folder = self.folder
-        if not resume and (folder.config.exists() or checkpoint.exists(folder.checkpoint)):
+        taken = folder.config.exists() or checkpoint.exists(folder.checkpoint)
+        if not resume and (taken or folder.replay.exists()):
             raise ConfigError(f"{folder.root} holds a run: resume it, or name another folder")
         if not resume:
             return {}
@@ -120,20 +129,42 @@ class Trainer:
     def _make_replay(self) -> ReplayBuffer:
         train, replay = self.config.train, self.config.replay
         fields = replay_fields(self.env.observation_spec, self.env.action_spec)
-        steps = train.env_steps // self.config.env.action_repeat + self.env.num_envs
-        machine.check_replay_memory(fields, replay.capacity_steps, steps, machine.available_bytes())
-        seed = self._seed(REPLAY_SEED)
+        on_disk = replay.storage == "disk"
+        if not on_disk:
+            steps = train.env_steps // self.config.env.action_repeat + self.env.num_envs
+            available = machine.available_bytes()
+            machine.check_replay_memory(fields, replay.capacity_steps, steps, available)
         return ReplayBuffer(
-            fields, replay.capacity_steps, self.env.num_envs, seed, replay.gather_threads
+            fields,
+            replay.capacity_steps,
+            self.env.num_envs,
+            self._seed(REPLAY_SEED),
+            replay.gather_threads,
+            self.folder.replay if on_disk else None,
+            replay.flush_every_seconds if on_disk else None,
         )
+
+    def _make_batches(self, device: torch.device) -> Prefetcher:
+        replay = self.config.replay
+        sizes = replay.batch_size, replay.batch_length
+        return Prefetcher(self.replay, *sizes, replay.batches_ahead, device)
+
+    def _close_replay(self) -> None:
+        """Leaves the replay whole on disk; what cannot be written is told."""
+        try:
+            self.replay.close()
+        except StorageError as error:
+            print(f"warning: {error}", file=sys.stderr)
 
     def _seed(self, use: int) -> int:
         return machine.derived_seed(self.config.train.seed, use, self.counters.resumes)
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
         self.agent.load_state_dict(saved["agent"])
-        if "replay" in saved:
+        if "replay" in saved and not len(self.replay):
             self.replay.load_state_dict(saved["replay"])
+        if "batches" in saved:
+            self.batches.resume(saved["batches"])
         machine.restore_generator_states(saved["generators"])
 
     def _introduce(self) -> None:
@@ -151,6 +182,12 @@ class Trainer:
             f"{ratio / repeat:g} per environment step; "
             f"{config.updates_per_policy_step:g} updates per policy step"
         )
+        self._report_problems()
+
+    def _report_problems(self) -> None:
+        """What became of a replay on disk, where it is not what it should be."""
+        for problem in self.replay.problems():
+            self.reporter.message(f"warning: {problem}")
 
     def _can_learn(self) -> bool:
         """Whether the replay holds the prefill."""
@@ -204,7 +241,10 @@ class Trainer:
 
     def collect(self) -> None:
         """One step of every environment, into the replay; at random until it holds the prefill."""
-        for episode in self.collector.collect(1):
+        started = time.monotonic()
+        episodes = self.collector.collect(1)
+        self.collecting_seconds += time.monotonic() - started
+        for episode in episodes:
             self.reporter.episode(episode.score, episode.length_steps, self.env_steps, self.seconds)
         self.counters.policy_steps += self.env.num_envs
         if self._can_learn():
@@ -213,14 +253,13 @@ class Trainer:
 
     def learn(self) -> None:
         """The updates that the steps taken so far have earned."""
-        replay = self.config.replay
         while self.counters.update_credit >= 1 and self.stop.received is None:
-            self.batch = self.replay.sample(replay.batch_size, replay.batch_length, self.batch)
-            self.reporter.update(self.agent.update(self.batch))
+            self.reporter.update(self.agent.update(self.batches.next()))
             self.counters.update_credit -= 1
 
     def report(self) -> None:
         """Progress to the screen, averages to the log, each when it is time."""
+        self._report_problems()
         counters = self.counters
         self.reporter.tick(
             Standing(
@@ -230,6 +269,8 @@ class Trainer:
                 self.agent.updates,
                 self.seconds,
                 self.seconds_left,
+                self.batches.waited_seconds,
+                self.collecting_seconds,
             )
         )
 
@@ -273,13 +314,17 @@ class Trainer:
                 "generators": machine.generator_states(),
                 "agent": self.agent.state_dict(),
             }
-            if self.config.train.save_replay:
+            if self.config.replay.storage == "disk":
+                self.replay.flush()
+            elif self.config.train.save_replay:
                 state["replay"] = self.replay.state_dict(empty)
-            return state
+            else:
+                return state
+            return {**state, "batches": self.batches.under_way()}
 
         try:
             checkpoint.save(build, self.folder.checkpoint)
-        except checkpoint.CheckpointError as error:
+        except (checkpoint.CheckpointError, StorageError) as error:
             self.reporter.message(f"warning: {error}")
         self.reporter.update({"checkpoint/seconds": self.seconds - started})
         self.next_checkpoint = time.monotonic() + self.config.train.checkpoint_every_seconds
@@ -287,6 +332,12 @@ class Trainer:
     def finish(self, scoring: Scoring) -> TrainResult:
         """Writes scores and pictures and prints the table."""
         result, tell = self.result(scoring), self.reporter.message
+        waited, collected = self.batches.waited_seconds, self.collecting_seconds
+        share = 100 / self.seconds
+        tell(
+            f"of {clock_text(self.seconds)} the learner waited {waited * share:.2f}% for batches; "
+            f"the environments took {collected * share:.1f}%"
+        )
         written = write_results(result, self.folder, self.config.env, tell)
         tell(score_table(scoring.scores, result.random_scores))
         for path in (*written, self.folder.checkpoint):

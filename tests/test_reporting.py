@@ -78,7 +78,7 @@ def test_speed_forgets_what_is_older_than_the_window() -> None:
 
 
 def standing(env_steps: int = 100, updates: int = 10, learning: int = 40) -> Standing:
-    return Standing(env_steps, env_steps // 2, learning, updates, 5.0, math.inf)
+    return Standing(env_steps, env_steps // 2, learning, updates, 5.0, math.inf, 0.5, 2.0)
 
 
 def test_reported_ratio_is_replayed_steps_per_policy_step(

@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import json
 import os
+import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +83,7 @@ def test_run_leaves_scores_pictures_metrics_and_checkpoint(
     # the 64 x 64 images of an episode's 8 observations, not the video's larger ones
     assert Image.open(folder / "agent_view.png").size == (2 * (8 * 64 + 7 * 2), 128)
     assert list(checkpoint.load(folder / "checkpoint")) == [
-        "counters", "generators", "agent", "replay",
+        "counters", "generators", "agent", "replay", "batches",
     ]  # fmt: skip
     said = capsys.readouterr().err
     assert "5 replayed steps per policy step, 2.5 per environment step" in said
@@ -175,9 +177,9 @@ def test_resumed_learner_goes_on_bitwise(tmp_path: Path) -> None:
         with start(config, tmp_path, resume=True) as resumed:
             assert_same_learner(resumed.agent, whole.agent)
             for _ in range(4):
-                batches = [run.replay.sample(3, 5) for run in (whole, resumed)]
+                batches = [run.batches.next() for run in (whole, resumed)]
                 for name in batches[0]:
-                    np.testing.assert_array_equal(batches[0][name], batches[1][name])
+                    assert torch.equal(batches[0][name], batches[1][name]), name
                 metrics = [
                     run.agent.update(batch)
                     for run, batch in zip((whole, resumed), batches, strict=True)
@@ -185,6 +187,66 @@ def test_resumed_learner_goes_on_bitwise(tmp_path: Path) -> None:
                 assert metrics[0] == metrics[1]
             assert_same_learner(resumed.agent, whole.agent)
             assert resumed.counters == dataclasses.replace(whole.counters, resumes=1)
+
+
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_resumed_learner_goes_on_bitwise_from_a_replay_on_disk(tmp_path: Path, ahead: int) -> None:
+    config = tiny_run.config(replay={"storage": "disk", "batches_ahead": ahead})
+    with start(config, tmp_path / "run") as whole:
+        step(whole, 30)
+        whole.save()
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        expected = [whole.agent.update(whole.batches.next()) for _ in range(6)]
+    assert "replay" not in checkpoint.load(tmp_path / "copy" / "checkpoint")
+    with start(config, tmp_path / "copy", resume=True) as resumed:
+        assert len(resumed.replay) == 62
+        assert [resumed.agent.update(resumed.batches.next()) for _ in range(6)] == expected
+
+
+def test_steps_since_the_checkpoint_are_there_after_a_crash(tmp_path: Path) -> None:
+    config = tiny_run.config(replay={"storage": "disk"})
+    with start(config, tmp_path / "run") as run:
+        step(run, 15)
+        run.save()
+        step(run, 15)
+        run.replay.flush()
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        assert run.reporter is not None
+    with start(config, tmp_path / "copy", resume=True) as resumed:
+        assert (resumed.env_steps, len(resumed.replay)) == (60, 62)
+        step(resumed, 5)
+
+
+def test_a_damaged_replay_is_told_and_the_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_run.config(replay={"storage": "disk"})
+    with start(config, tmp_path) as run:
+        step(run, 30)
+        run.save()
+    file = sorted((tmp_path / "replay").glob("segment-*"))[0]
+    os.truncate(file, 100)
+    with start(config, tmp_path, resume=True) as resumed:
+        step(resumed, 10)
+        assert resumed.agent.updates > run.agent.updates
+    assert f"{file.name}: has 100 bytes" in capsys.readouterr().err
+
+
+def test_a_folder_with_a_replay_is_no_place_for_a_new_run(tmp_path: Path) -> None:
+    (tmp_path / "replay").mkdir()
+    with pytest.raises(ConfigError, match="holds a run"):
+        train(tiny_run.config(), tmp_path)
+
+
+def test_waiting_for_data_is_counted_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_run.config(), tmp_path)
+    rows = [row for row in lines(tmp_path) if "speed/waiting_share" in row]
+    assert all(0 <= row["speed/waiting_share"] <= 1 for row in rows)
+    assert any(row["speed/waiting_share"] > 0 for row in rows)
+    assert any(row["speed/collecting_share"] > 0 for row in rows)
+    assert re.search(r"the learner waited \d+\.\d\d% for batches", capsys.readouterr().err)
 
 
 def test_learner_that_was_not_restored_would_differ(tmp_path: Path) -> None:
@@ -236,7 +298,7 @@ def test_resume_without_the_replay_fills_it_by_the_agent(
         step(run, 20)
         updates = run.agent.updates
         run.save()
-    assert "replay" not in checkpoint.load(tmp_path / "checkpoint")
+    assert not {"replay", "batches"} & checkpoint.load(tmp_path / "checkpoint").keys()
     with start(config, tmp_path, resume=True) as resumed:
         monkeypatch.setattr(resumed, "random", None)
         step(resumed, 8)

@@ -97,10 +97,10 @@ TEST(what_was_drawn_can_be_drawn_again) {
   fill(store, 0, 20);
   Room room(store, 3);
   BatchQueue queue(store, kBatch, kLength, room.slots());
-  CHECK(queue.drawn().empty());
+  CHECK(queue.drawn(true).empty());
   queue.next();
-  const auto drawn = queue.drawn();
-  CHECK(drawn.size() == 3);
+  const auto drawn = queue.drawn(true);
+  CHECK(drawn.size() == 3 && queue.drawn(false).size() == 2);
   const std::uint64_t generator = store.generator();
   Room other_room(store, 3);
   BatchQueue other(store, kBatch, kLength, other_room.slots());
@@ -124,7 +124,7 @@ TEST(a_queue_of_a_store_that_is_too_empty_throws_and_goes_on_later) {
   CHECK(store.generator() == 1);
   fill(store, 3, 4);
   const std::size_t slot = queue.next();
-  CHECK(room.holds(slot, queue.drawn()[0]));
+  CHECK(room.holds(slot, queue.drawn(true)[0]));
 }
 
 TEST(a_closed_queue_throws_and_lets_the_store_go_on) {
@@ -221,7 +221,7 @@ TEST(an_adder_a_queue_a_writer_and_a_saver_can_work_at_once) {
     BatchQueue queue(store, kBatch, kLength, room.slots());
     do {
       const std::size_t slot = queue.next();
-      if (!room.holds(slot, queue.drawn()[0])) ++wrong;
+      if (!room.holds(slot, queue.drawn(true)[0])) ++wrong;
     } while (working);
   }
   adder.join();

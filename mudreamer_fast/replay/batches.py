@@ -46,13 +46,16 @@ class Batches:
         """
         return self._batches[self._queue.next()]
 
-    def drawn(self) -> NDArray[np.uint64]:
-        """What was drawn: the batch that `next` gave last, if any, and those under way.
+    def drawn(self, with_last: bool = False) -> NDArray[np.uint64]:
+        """What is drawn and not handed out yet.
+
+        Args:
+            with_last: have the batch that `next` gave last before them, if there is one.
 
         Returns:
             (batches, B, 2), oldest first: each window's stream and first step.
         """
-        return self._queue.drawn()
+        return self._queue.drawn(with_last)
 
     def redraw(self, windows: NDArray[Any]) -> bool:
         """Draw what `drawn` said once, in a buffer with the same contents, before all else.

@@ -210,9 +210,8 @@ class ReplayBuffer:
             IndexError: a handle that was never given; nothing is written.
         """
         if not isinstance(handle, np.ndarray) or handle.dtype != np.uint64:
-            raise ValueError(
-                f"handle must be an array of uint64, got {getattr(handle, 'dtype', type(handle).__name__)}"
-            )
+            kind = getattr(handle, "dtype", type(handle).__name__)
+            raise ValueError(f"handle must be an array of uint64, got {kind}")
         return self._store.write_back(np.ascontiguousarray(handle), dict(values))
 
     def state_dict(self, allocate: Allocate = np.empty) -> dict[str, Any]:

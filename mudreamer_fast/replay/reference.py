@@ -158,15 +158,14 @@ class NumpyReplay:
         self, handle: NDArray[np.uint64], values: Mapping[str, NDArray[Any]]
     ) -> NDArray[np.bool_]:
         """Overwrite fields of sampled steps; says which were still held."""
-        steps, streams = np.divmod(handle.astype(np.int64), self._layout.num_streams)
-        if (steps >= self._steps_added).any():
-            raise IndexError(
-                f"there is no step with the handle {handle[steps >= self._steps_added][0]}"
-            )
-        written: NDArray[np.bool_] = steps >= self._steps_added - self._steps
+        steps, streams = np.divmod(handle, np.uint64(self._layout.num_streams))
+        unknown = handle[steps >= np.uint64(self._steps_added)]
+        if unknown.size:
+            raise IndexError(f"there is no step with the handle {unknown[0]}")
+        written: NDArray[np.bool_] = steps >= np.uint64(self._steps_added - self._steps)
         for index in zip(*np.nonzero(written), strict=True):
-            age = steps[index] - (self._steps_added - self._steps)
-            slot = self._slots(int(age), 1)[0]
+            age = int(steps[index]) - (self._steps_added - self._steps)
+            slot = self._slots(age, 1)[0]
             for name, array in values.items():
                 self._columns[name][streams[index], slot] = array[index]
         return written
@@ -229,12 +228,12 @@ class NumpyBatches:
     def __init__(
         self, replay: NumpyReplay, batch_size: int, length: int, ahead: int, handles: bool
     ) -> None:
-        self._draw = lambda: replay.sample(batch_size, length, handles=handles)
+        self._replay, self._sizes, self._handles = replay, (batch_size, length), handles
         self._ahead = ahead
         self._queue: deque[Batch] = deque()
 
     def next(self) -> Batch:
         """The oldest batch."""
         while len(self._queue) <= self._ahead:
-            self._queue.append(self._draw())
+            self._queue.append(self._replay.sample(*self._sizes, handles=self._handles))
         return self._queue.popleft()

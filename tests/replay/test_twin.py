@@ -49,7 +49,17 @@ class Twins(RuleBasedStateMachine):
 
     def make(self, capacity: int, seed: int) -> None:
         arguments = (self.fields, capacity, self.streams, seed, self.threads)
+        self.close()
         self.buffer, self.twin = ReplayBuffer(*arguments), NumpyReplay(*arguments)
+        self.queues = None
+
+    def close(self) -> None:
+        """Ends the last queue's thread, whose claims nobody else would end."""
+        if getattr(self, "queues", None):
+            self.queues[0].close()
+
+    def teardown(self) -> None:
+        self.close()
 
     def random(self, *leading: int) -> dict[str, np.ndarray]:
         return {
@@ -79,6 +89,47 @@ class Twins(RuleBasedStateMachine):
         else:
             for name in self.fields:
                 np.testing.assert_array_equal(drawn[name], expected[name])
+
+    @rule(batch_size=st.integers(1, 5), length=st.integers(1, 5), ahead=st.integers(0, 3))
+    def begin_batches(self, batch_size, length, ahead):
+        self.close()
+        self.queues = [
+            each.batches(batch_size, length, ahead, handles=True)
+            for each in (self.buffer, self.twin)
+        ]
+
+    @rule(count=st.integers(1, 4))
+    def next_batches(self, count):
+        for _ in range(count if self.queues else 0):
+            results = []
+            for queue in self.queues:
+                try:
+                    results.append(queue.next())
+                except RuntimeError as error:
+                    results.append(str(error))
+            drawn, expected = results
+            if isinstance(expected, str):
+                assert drawn == expected
+            else:
+                assert drawn.keys() == expected.keys()
+                for name, array in expected.items():
+                    np.testing.assert_array_equal(drawn[name], array)
+
+    @rule(batch_size=st.integers(1, 4), length=st.integers(1, 5), adds=st.integers(0, 12))
+    def write_back(self, batch_size, length, adds):
+        if not self.buffer.can_sample(length):
+            return
+        drawn, expected = (
+            each.sample(batch_size, length, handles=True)["handle"]
+            for each in (self.buffer, self.twin)
+        )
+        np.testing.assert_array_equal(drawn, expected)
+        self.add(adds)
+        values = self.random(batch_size, length)
+        for name in list(values)[: self.rng.integers(len(values) + 1)]:
+            del values[name]
+        written, should = (each.write_back(drawn, values) for each in (self.buffer, self.twin))
+        np.testing.assert_array_equal(written, should)
 
     @rule(capacity=st.integers(1, 9), seed=SEEDS, crossed=st.booleans())
     def reload(self, capacity, seed, crossed):

@@ -1,0 +1,171 @@
+"""Batches copied ahead: which they are, whose memory they are, and how they end."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from mudreamer_fast.replay import ReplayBuffer
+
+
+@pytest.fixture
+def replay(steps):
+    replay = ReplayBuffer(steps.fields, 3 * 30, 3, seed=0, threads=2)
+    steps.fill(replay, 0, 30)
+    return replay
+
+
+def test_a_batch_stays_whole_while_the_ring_runs_past_it(replay, steps):
+    batches = replay.batches(5, 7, ahead=3)
+    begin, end = 0, 30
+    for call in range(40):
+        # drawn three calls ago, when the buffer held older steps; the first four at once
+        oldest = max(0, begin - 33)
+        batch = batches.next()
+        kept = {name: array.copy() for name, array in batch.items()}
+        steps.check(batch, oldest, end)
+        steps.fill(replay, end, end + 11)
+        begin, end = begin + 11, end + 11
+        for name, array in batch.items():
+            np.testing.assert_array_equal(array, kept[name], err_msg=f"{name}, call {call}")
+
+
+def test_arrays_go_round(replay):
+    batches = replay.batches(5, 7, ahead=2)
+    addresses = [batches.next()["image"].ctypes.data for _ in range(9)]
+    assert len(set(addresses)) == 3
+    assert addresses[:3] == addresses[3:6] == addresses[6:]
+
+
+def test_arrays_come_from_the_callers_allocator(replay):
+    made = []
+
+    def allocate(shape, dtype):
+        made.append(np.full(shape, 1, dtype))
+        return made[-1]
+
+    batch = replay.batches(5, 7, 1, handles=True, allocate=allocate).next()
+    assert len(made) == 2 * (5 + 1)
+    assert all(any(array is mine for mine in made) for array in batch.values())
+
+
+def test_the_same_calls_give_the_same_batches_however_fast_they_come(steps):
+    results = []
+    for pause in (0, 0.002):
+        replay = ReplayBuffer(steps.fields, 3 * 20, 3, seed=4)
+        steps.fill(replay, 0, 20)
+        batches = replay.batches(4, 5, ahead=2)
+        drawn = []
+        for call in range(12):
+            time.sleep(pause * (call % 3))
+            drawn.append(batches.next()["vector"].copy())
+            steps.fill(replay, 20 + call, 21 + call)
+        results.append(np.stack(drawn))
+    np.testing.assert_array_equal(*results)
+
+
+def test_what_was_drawn_is_drawn_again_after_a_reload(steps):
+    replay = ReplayBuffer(steps.fields, 3 * 20, 3, seed=4)
+    steps.fill(replay, 0, 33)
+    batches = replay.batches(4, 5, ahead=2)
+    assert batches.drawn().shape == (0, 4, 2)
+    batches.next()
+    assert batches.drawn(with_last=True).shape == (3, 4, 2)
+    state, under_way = replay.state_dict(), batches.drawn()
+    assert under_way.shape == (2, 4, 2)
+    loaded = ReplayBuffer(steps.fields, 3 * 20, 3, seed=9)
+    loaded.load_state_dict(state)
+    others = loaded.batches(4, 5, ahead=2)
+    assert others.redraw(under_way)
+    for _ in range(5):
+        expected, drawn = batches.next(), others.next()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(drawn[name], array, err_msg=name)
+
+
+def test_what_is_no_longer_held_is_not_drawn_again(replay, steps):
+    batches = replay.batches(4, 5, ahead=2)
+    batches.next()
+    under_way = batches.drawn()
+    steps.fill(replay, 30, 60)
+    fresh = replay.batches(4, 5, ahead=2)
+    assert not fresh.redraw(under_way)
+    steps.check(fresh.next(), 30, 60)
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (2, 4, 3), (1, 3, 2), (4, 4, 2)])
+def test_windows_of_another_shape_are_refused(replay, shape):
+    batches = replay.batches(4, 5, ahead=2)
+    windows = np.zeros(shape, np.uint64)
+    if len(shape) == 3 and shape[-1] == 2:
+        assert not batches.redraw(windows)
+    else:
+        with pytest.raises(ValueError, match=r"windows must have shape"):
+            batches.redraw(windows)
+
+
+def test_closing_ends_a_wait_in_another_thread(replay):
+    batches = replay.batches(4, 5, ahead=1)
+    errors = []
+
+    def sample():
+        try:
+            while True:
+                batches.next()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    time.sleep(0.02)
+    batches.close()
+    thread.join(10)
+    assert errors == ["this queue of batches is closed"]
+    with pytest.raises(RuntimeError, match="closed"):
+        batches.next()
+
+
+def test_a_queue_that_is_forgotten_leaves_no_thread_and_no_claim(replay, steps):
+    def threads():
+        return len(os.listdir("/proc/self/task"))
+
+    before = threads()
+    for _ in range(5):
+        replay.batches(4, 5, ahead=3).next()
+    gc.collect()
+    assert threads() == before
+    steps.fill(replay, 30, 120)  # would wait for ever on a claim that is left
+
+
+def test_a_queue_keeps_its_buffer_alive(steps):
+    replay = ReplayBuffer(steps.fields, 3 * 20, 3, seed=4)
+    steps.fill(replay, 0, 20)
+    batches = replay.batches(4, 5, ahead=2)
+    del replay
+    gc.collect()
+    steps.check(batches.next(), 0, 20)
+
+
+def test_sizes_are_checked(replay):
+    for arguments in ((0, 5, 1), (4, 0, 1), (4, -3, 1)):
+        with pytest.raises(ValueError, match="must be positive"):
+            replay.batches(*arguments)
+    with pytest.raises(ValueError, match="ahead must not be negative, got -1"):
+        replay.batches(4, 5, -1)
+
+
+def test_a_buffer_with_too_few_steps_says_so_and_goes_on_later(steps, assert_same_state):
+    replay = ReplayBuffer(steps.fields, 3 * 20, 3, seed=4)
+    steps.fill(replay, 0, 4)
+    before = replay.state_dict()
+    batches = replay.batches(4, 5, ahead=1)
+    with pytest.raises(RuntimeError, match="5 steps; the longest holds 4"):
+        batches.next()
+    assert_same_state(replay.state_dict(), before)
+    steps.fill(replay, 4, 5)
+    steps.check(batches.next(), 0, 5)
