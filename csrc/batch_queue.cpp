@@ -49,7 +49,7 @@ std::size_t BatchQueue::next() {
   const std::lock_guard calling(calls_);
   // Drawn without mutex_: a draw may have to wait for somebody who waits for the worker.
   std::vector<Draw> draws(require_open());
-  for (Draw& draw : draws) draw = store_.draw(batch_, length_);
+  for (Draw& draw : draws) draw = store_.draw(batch_, length_, view_ ? &*view_ : nullptr);
   std::unique_lock lock(mutex_);
   if (in_hand_) {
     free_.push_back(in_hand_->slot);
@@ -62,6 +62,19 @@ std::size_t BatchQueue::next() {
   in_hand_ = std::move(jobs_.front());
   jobs_.pop_front();
   return in_hand_->slot;
+}
+
+void BatchQueue::hold_view() {
+  require_own_process();
+  const std::lock_guard calling(calls_);
+  view_.reset();
+  view_ = store_.view();
+}
+
+void BatchQueue::release_view() {
+  require_own_process();
+  const std::lock_guard calling(calls_);
+  view_.reset();
 }
 
 std::vector<std::vector<Window>> BatchQueue::drawn(bool with_last) const {

@@ -47,6 +47,11 @@ class BatchQueue {
   // the oldest batch: the number of its slot.
   std::size_t next();
 
+  // Has next() draw from what the store holds now until release_view(), whatever is appended
+  // meanwhile: so that another thread's calls of next() depend on this moment alone.
+  void hold_view();
+  void release_view();
+
   // The windows of the batches that are drawn and not handed out, oldest first; `with_last` has
   // those of the one that next() handed out last before them.
   std::vector<std::vector<Window>> drawn(bool with_last) const;
@@ -76,7 +81,8 @@ class BatchQueue {
   const std::vector<Slot> slots_;
   const pid_t process_;
 
-  std::mutex calls_;          // one caller at a time; taken before mutex_
+  std::mutex calls_;  // one caller at a time; taken before mutex_; guards view_
+  std::optional<View> view_;
   mutable std::mutex mutex_;  // guards all below; never held while the store may make us wait
   std::condition_variable changed_;
   std::deque<std::size_t> free_;

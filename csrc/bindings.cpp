@@ -212,11 +212,12 @@ class Replay {
   using Field = std::tuple<std::string, py::dtype, Shape>;
 
   Replay(const std::vector<Field>& fields, std::int64_t streams, std::int64_t capacity_steps,
-         std::uint64_t seed, std::int64_t threads, std::size_t segment_steps)
+         std::uint64_t seed, std::int64_t threads, std::size_t segment_steps,
+         std::int64_t spare_steps)
       : dtypes_(dtypes_of(fields)),
         store_(specs_of(fields), first_of(fields), positive("streams", streams),
                positive("capacity_steps", capacity_steps), seed, positive("threads", threads),
-               segment_steps) {}
+               segment_steps, positive("spare_steps", spare_steps)) {}
 
   void append(const py::dict& step) {
     const Columns columns(store_.fields(), dtypes_, step, {store_.streams()},
@@ -377,6 +378,16 @@ class Queue {
     return queue_->next();
   }
 
+  void hold_view() {
+    const py::gil_scoped_release unlocked;
+    queue_->hold_view();
+  }
+
+  void release_view() {
+    const py::gil_scoped_release unlocked;
+    queue_->release_view();
+  }
+
   Handles drawn(bool with_last) const {
     std::vector<std::vector<Window>> batches;
     {
@@ -410,9 +421,9 @@ PYBIND11_MODULE(_replay, module) {
   module.doc() = "Storage and sampling of replayed steps; use mudreamer_fast.replay.";
   py::class_<Replay>(module, "Replay")
       .def(py::init<const std::vector<Replay::Field>&, std::int64_t, std::int64_t, std::uint64_t,
-                    std::int64_t, std::size_t>(),
+                    std::int64_t, std::size_t, std::int64_t>(),
            py::arg("fields"), py::arg("streams"), py::arg("capacity_steps"), py::arg("seed"),
-           py::arg("threads"), py::arg("segment_steps"))
+           py::arg("threads"), py::arg("segment_steps"), py::arg("spare_steps"))
       .def("append", &Replay::append, py::arg("step"))
       .def("sample", &Replay::sample, py::arg("batch"), py::arg("length"), py::arg("outputs"),
            py::arg("handles"))
@@ -436,6 +447,8 @@ PYBIND11_MODULE(_replay, module) {
            py::keep_alive<1, 2>(), py::arg("replay"), py::arg("batch"), py::arg("length"),
            py::arg("outputs"), py::arg("handles"))
       .def("next", &Queue::next)
+      .def("hold_view", &Queue::hold_view)
+      .def("release_view", &Queue::release_view)
       .def("drawn", &Queue::drawn, py::arg("with_last"))
       .def("redraw", &Queue::redraw, py::arg("windows"))
       .def("close", &Queue::close);

@@ -14,10 +14,10 @@ namespace replay {
 
 namespace {
 
-// One slot is spare, so that an append need not take a step away from readers while it writes.
-std::size_t slots_for(std::size_t capacity_steps, std::size_t segment_steps) {
-  if (segment_steps == 0) return capacity_steps + 1;
-  return (capacity_steps / segment_steps + 2) * segment_steps;
+std::size_t slots_for(std::size_t capacity_steps, std::size_t spare_steps,
+                      std::size_t segment_steps) {
+  const std::size_t slots = capacity_steps + spare_steps;
+  return segment_steps == 0 ? slots : (slots / segment_steps + 2) * segment_steps;
 }
 
 }  // namespace
@@ -40,19 +40,20 @@ void Claim::release() noexcept {
 
 ReplayStore::ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field,
                          std::size_t streams, std::size_t capacity_steps, std::uint64_t seed,
-                         std::size_t threads, std::size_t segment_steps)
+                         std::size_t threads, std::size_t segment_steps, std::size_t spare_steps)
     : fields_(std::move(fields)),
       first_field_(first_field),
       capacity_(capacity_steps),
       threads_(threads),
       segmented_(segment_steps != 0),
-      ring_(fields_, streams, slots_for(capacity_steps, segment_steps),
-            segmented_ ? segment_steps : slots_for(capacity_steps, 0)),
+      ring_(fields_, streams, slots_for(capacity_steps, spare_steps, segment_steps),
+            segmented_ ? segment_steps : slots_for(capacity_steps, spare_steps, 0)),
       sampler_(seed),
       claims_process_(getpid()) {
   if (capacity_steps == 0) {
     throw std::invalid_argument("a replay needs room for at least one step");
   }
+  if (spare_steps == 0) throw std::invalid_argument("a replay needs a spare step");
   if (threads == 0) throw std::invalid_argument("a replay needs at least one thread");
   if (first_field >= fields_.size() || fields_[first_field].dtype != DType::kBool ||
       !fields_[first_field].shape.empty()) {
@@ -103,11 +104,23 @@ void ReplayStore::append(const std::byte* const* columns) {
   begin_ = std::max(begin_, end_ - std::min<std::uint64_t>(end_, capacity_));
 }
 
-Draw ReplayStore::draw(std::size_t batch, std::size_t length) {
+View ReplayStore::view() {
   std::unique_lock lock(mutex_);
   released_.wait(lock, [&] { return alone_ == 0; });
+  View made;
+  made.begin = begin_;
+  made.end = end_;
+  made.claim = claim(begin_);
+  return made;
+}
+
+Draw ReplayStore::draw(std::size_t batch, std::size_t length, const View* view) {
+  std::unique_lock lock(mutex_);
+  // Who holds a view must not wait for those who wait for its end.
+  if (view == nullptr) released_.wait(lock, [&] { return alone_ == 0; });
   Draw made;
-  made.windows = sampler_.draw(ring_.streams(), begin_, end_, length, batch);
+  made.windows = sampler_.draw(ring_.streams(), view ? view->begin : begin_,
+                               view ? view->end : end_, length, batch);
   made.length = length;
   const auto older = [](const Window& a, const Window& b) { return a.start < b.start; };
   made.claim = claim(std::min_element(made.windows.begin(), made.windows.end(), older)->start);

@@ -7,9 +7,11 @@
 //     it takes to draw windows or move a counter, never while steps are copied, with three
 //     exceptions that change steps in place: write_back, restore and map_segment.
 //   - Readers claim the steps they will read, and then read without any lock. Any number may.
-//   - append has one slot more than it has steps to keep, and writes to that one, which no reader
-//     can have been given. It waits only where a claim is so old that it still covers that slot.
-//     Appends happen one at a time.
+//   - append has more slots than it has steps to keep, and writes to one that no reader can be
+//   given
+//     any more. It waits only where a claim is so old that it still covers that slot. Appends
+//     happen one at a time.
+//   - Draws from a view depend on it and the generator alone, whatever is appended meanwhile.
 //   - write_back, restore and map_segment wait for all claims to end; none is given meanwhile.
 //   The caller keeps its own arrays still while a call reads or writes them. A process forked while
 //   no call is in flight may use its copy freely; claims of the parent's other threads are not its.
@@ -68,6 +70,13 @@ struct Draw {
   Claim claim;
 };
 
+// The steps [begin, end) that were held at one moment; they stay for as long as this lives.
+struct View {
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+  Claim claim;
+};
+
 class ReplayStore {
  public:
   // What a snapshot holds beside the contents.
@@ -78,18 +87,21 @@ class ReplayStore {
 
   // `first_field` is the index of the boolean scalar that a batch has set on the first step of
   // every window. `streams`, `threads` and `capacity_steps` (of each stream) must be positive.
+  // `spare_steps`, at least 1, can be appended to a full store while somebody holds a view of it.
   // Where `segment_steps` is not zero, segments of so many steps can be files; the ring has a
   // segment more than it needs then, as a segment is given up as a whole.
   ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field, std::size_t streams,
               std::size_t capacity_steps, std::uint64_t seed, std::size_t threads,
-              std::size_t segment_steps = 0);
+              std::size_t segment_steps = 0, std::size_t spare_steps = 1);
 
   // Appends one step to every stream; columns[f] points to the steps of field f, one after the
   // other in the order of streams.
   void append(const std::byte* const* columns);
 
-  // Draws `batch` windows of `length` steps and claims them.
-  Draw draw(std::size_t batch, std::size_t length);
+  // What is held now.
+  View view();
+  // Draws `batch` windows of `length` steps from a view, or from what is held now, and claims them.
+  Draw draw(std::size_t batch, std::size_t length, const View* view = nullptr);
   // Claims windows that were drawn before. False where one of them is not held (any more).
   bool redraw(std::vector<Window> windows, std::size_t length, Draw* draw);
   // Copies a draw out (layout as in gather.h), the first step of each window marked as first; the

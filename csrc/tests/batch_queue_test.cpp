@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <stdexcept>
 #include <thread>
 #include <vector>
@@ -113,6 +114,61 @@ TEST(what_was_drawn_can_be_drawn_again) {
   CHECK(!other.redraw({{{0, 30}}}));
   const std::vector<Window> good(kBatch, Window{0, 30});
   CHECK(!other.redraw({good, good, good, good}));
+}
+
+TEST(draws_from_a_view_do_not_see_what_is_appended_since) {
+  ReplayStore store(steps::fields(), steps::kFirst, kStreams, 9, 1, 2, 0, 30);
+  ReplayStore twin = make_store(9);
+  fill(store, 0, 9);
+  fill(twin, 0, 9);
+  Room room(store, 2);
+  BatchQueue queue(store, kBatch, kLength, room.slots());
+  for (std::size_t begin = 9; begin < 200; begin += 20) {
+    queue.hold_view();
+    std::vector<std::vector<Window>> expected;
+    if (begin > 9) expected.push_back(queue.drawn(false)[0]);
+    std::thread learner([&] {
+      for (std::size_t call = 0; call < 4; ++call) {
+        const std::size_t slot = queue.next();
+        while (expected.size() < call + 2) expected.push_back(twin.draw(kBatch, kLength).windows);
+        CHECK(room.holds(slot, expected[call]));
+      }
+    });
+    fill(store, begin, begin + 20);  // spare steps: none of these waits for the learner
+    learner.join();
+    queue.release_view();
+    fill(twin, begin, begin + 20);
+  }
+}
+
+TEST(an_append_beyond_the_spare_steps_waits_for_the_view_to_end) {
+  ReplayStore store = make_store(9);
+  fill(store, 0, 9);
+  Room room(store, 2);
+  BatchQueue queue(store, kBatch, kLength, room.slots());
+  queue.hold_view();
+  fill(store, 9, 10);
+  std::atomic<bool> appended{false};
+  std::thread adder([&] {
+    fill(store, 10, 11);
+    appended = true;
+  });
+  std::thread writer([&] {  // waits to be alone, and must not keep the queue waiting
+    const std::uint64_t handle = 10;
+    const std::byte* values[] = {nullptr, nullptr, nullptr, nullptr};
+    bool written = false;
+    store.write_back(1, &handle, values, &written);
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  CHECK(!appended);
+  for (int call = 0; call < 5; ++call) {
+    const std::size_t slot = queue.next();
+    CHECK(room.holds(slot, queue.drawn(true)[0]));
+  }
+  queue.release_view();
+  adder.join();
+  writer.join();
+  CHECK(store.steps_added() == 11);
 }
 
 TEST(a_queue_of_a_store_that_is_too_empty_throws_and_goes_on_later) {

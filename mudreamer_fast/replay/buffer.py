@@ -45,6 +45,7 @@ class ReplayBuffer:
         threads: threads that copy a batch.
         folder: where the steps are kept on disk; None keeps them in memory alone.
         flush_every_seconds: between two flushes in the background; None leaves them to `flush`.
+        spare_steps: of each stream, that a full buffer takes while `Batches.view` holds the oldest.
 
     Raises:
         ValueError: an argument is out of range or a field cannot be stored.
@@ -61,6 +62,7 @@ class ReplayBuffer:
         threads: int = 1,
         folder: str | os.PathLike[str] | None = None,
         flush_every_seconds: float | None = None,
+        spare_steps: int = 1,
     ) -> None:
         self._layout = make_layout(fields, capacity_steps, num_streams, seed, threads)
         self._storage = None if folder is None else Storage(folder, self._layout)
@@ -71,6 +73,7 @@ class ReplayBuffer:
             seed,
             threads,
             0 if self._storage is None else self._storage.segment_steps,
+            spare_steps,
         )
         self._problems: list[str] = []
         self._flusher: Flusher | None = None
