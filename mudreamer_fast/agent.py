@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mudreamer_fast.acting import Acting, PolicyState
 from mudreamer_fast.actor_critic import ActorCritic
 from mudreamer_fast.backend import load_ops, resolve_backend
 from mudreamer_fast.config import BehaviourConfig, Config, ModelConfig
-from mudreamer_fast.distributions import bound_action
 from mudreamer_fast.envs.vector_env import ActionSpec, ArraySpec
 from mudreamer_fast.imagination import imagine
 from mudreamer_fast.networks import features
 from mudreamer_fast.optim import ClippedAdam, move_average
 from mudreamer_fast.world_model import WorldModel
-
-ACTING_SEED_OFFSET = 1_000_003
-"""Apart from the learner's seed, so that acting more or less does not change what it draws."""
-
-
-@dataclass
-class PolicyState:
-    """What the agent remembers between two steps of the same environments."""
-
-    deter: Tensor
-    """(N, D)."""
-    stoch: Tensor
-    """(N, G, C)."""
-    action: Tensor
-    """(N, A), the last action."""
-    generator: torch.Generator
-    """Draws latents and actions."""
 
 
 class Agent:
@@ -83,6 +65,14 @@ class Agent:
             )
         self.world_model = world_model.to(device)
         self.behaviour = behaviour.to(device)
+        self.acting = Acting(
+            world_model.encoder,
+            world_model.rssm,
+            behaviour.actor,
+            self.observations,
+            action_spec,
+            device,
+        )
         self.generator = torch.Generator(device).manual_seed(config.train.seed)
         self.updates = 0
         self.optimisers = self._make_optimisers()
@@ -113,13 +103,8 @@ class Agent:
             num_envs: N.
             seed: of the draws; None takes the run's.
         """
-        deter, stoch = self.world_model.rssm.empty_state(num_envs)
-        action = deter.new_zeros(num_envs, self.action_spec.size)
-        seed = self.config.train.seed if seed is None else seed
-        generator = torch.Generator(self.device).manual_seed(seed + ACTING_SEED_OFFSET)
-        return PolicyState(deter, stoch, action, generator)
+        return self.acting.initial_state(num_envs, self.config.train.seed if seed is None else seed)
 
-    @torch.no_grad()
     def act(
         self,
         observation: Mapping[str, np.ndarray],
@@ -127,36 +112,8 @@ class Agent:
         state: PolicyState,
         mode: Literal["sample", "eval"] = "sample",
     ) -> tuple[np.ndarray, PolicyState]:
-        """Look at one step of N environments and act.
-
-        Args:
-            observation: (N, *shape) by name.
-            is_first: (N,) bool; where it holds, what `state` remembers is forgotten.
-            state: from `initial_state` or from the last call.
-            mode: "sample" draws from the policy, "eval" takes its most likely action.
-
-        Returns:
-            Actions (N, A) float32, in [-1, 1] or one-hot, and the next state.
-        """
-        rssm, actor = self.world_model.rssm, self.behaviour.actor
-        batch = {name: self._tensor(observation[name][:, None]) for name in self.observations}
-        rows = len(is_first)
-        self.world_model.eval()
-        seen = rssm.observe(
-            self.world_model.encoder(batch),
-            state.action[:, None],
-            self._tensor(is_first[:, None]),
-            self._uniforms(state.generator, rows, 1, rssm.config.groups),
-            (state.deter, state.stoch),
-        )
-        deter, stoch = seen.deter[:, 0], seen.stoch[:, 0]
-        policy = actor(features(deter, stoch))
-        if mode == "eval":
-            action = policy.mode
-        else:
-            action = policy.sample(self._action_noise(state.generator, rows))
-        action = bound_action(action)
-        return action.cpu().numpy(), PolicyState(deter, stoch, action, state.generator)
+        """Look at one step of N environments and act; see `Acting.act`."""
+        return self.acting.act(observation, is_first, state, mode)
 
     def update(self, batch: Mapping[str, np.ndarray | Tensor]) -> dict[str, float]:
         """Learn from one batch: the world model, then actor and critic on what it imagines.

@@ -269,6 +269,9 @@ class TrainConfig:
     kernels (CUDA only); auto is reference, until a GPU has shown that the kernels agree."""
     threads: int | None = None
     """CPU threads for PyTorch; None leaves its own choice."""
+    overlap: Literal["auto", "on", "off"] = "auto"
+    """Act and simulate while the updates of the steps before are under way, with the weights from
+    before them; auto does on a GPU, or where PyTorch's threads leave a core."""
     seed: int = 0
     """Seed of everything drawn: weights, environments, replay, latents and actions."""
 

@@ -43,6 +43,18 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0)
 
 
+def overlap_pays(device: torch.device) -> bool:
+    """Whether acting and learning at once have more to work with than one after the other."""
+    return device.type == "cuda" or torch.get_num_threads() < usable_cores()
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def available_bytes() -> int | None:
     """Memory that a process can still take: MemAvailable, or less where a cgroup limits it.
 

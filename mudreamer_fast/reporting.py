@@ -114,7 +114,7 @@ class Standing:
     seconds_left: float
     """Wall time until max_minutes stops it; infinite without."""
     waited_seconds: float
-    """Wall time that the learner waited for batches, in this process."""
+    """Wall time that the learner waited, for steps or batches, in this process."""
     collecting_seconds: float
     """Wall time that policy and environments took, in this process."""
 

@@ -21,9 +21,10 @@ from mudreamer_fast.checkpoint_files import Empty
 from mudreamer_fast.collect import Collector, random_policy, replay_fields
 from mudreamer_fast.config import Config, ConfigError
 from mudreamer_fast.envs import EnvError, make_env
+from mudreamer_fast.learner import Learner
 from mudreamer_fast.replay import ReplayBuffer, StorageError
 from mudreamer_fast.replay.prefetch import Prefetcher
-from mudreamer_fast.reporting import Reporter, Standing, clock_text
+from mudreamer_fast.reporting import Reporter, Standing
 from mudreamer_fast.results import TrainResult, score_table, write_results
 from mudreamer_fast.run_folder import RunFolder, read_config, write_config
 from mudreamer_fast.scoring import (
@@ -74,7 +75,7 @@ class Trainer:
         saved = self._check_folder(resume)
         self.counters = Counters(**saved["counters"]) if resume else Counters()
         self.counters.resumes += resume
-        self.started = started - self.counters.seconds
+        self.started, self.resumed_at = started - self.counters.seconds, started
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         machine.seed_everything(config.train.seed)
@@ -89,6 +90,8 @@ class Trainer:
             self._open.callback(self.batches.close)
             if resume:
                 self._restore(saved)
+            self.learner = self._make_learner(device)  # copies the weights that are there now
+            self._open.callback(self.learner.close)
             run_dir.mkdir(parents=True, exist_ok=True)
             write_config(config, self.folder.config)
             self.reporter = Reporter(config, run_dir, self.env_steps if resume else None)
@@ -101,6 +104,7 @@ class Trainer:
         )
         self.collector = Collector(self.env, self.replay, self._act)
         self.collecting_seconds = 0.0
+        self.updates_started = 0
         self.evaluation_seconds = 0.0
         self.next_checkpoint = time.monotonic() + config.train.checkpoint_every_seconds
         self._introduce()
@@ -142,12 +146,24 @@ class Trainer:
             replay.gather_threads,
             self.folder.replay if on_disk else None,
             replay.flush_every_seconds if on_disk else None,
+            spare_steps=self._rounds_per_update() + 1,
         )
+
+    def _rounds_per_update(self) -> int:
+        """Steps of all environments from one job of the learner to the next, at most."""
+        return math.ceil(1 / (self.env.num_envs * self.config.updates_per_policy_step))
 
     def _make_batches(self, device: torch.device) -> Prefetcher:
         replay = self.config.replay
         sizes = replay.batch_size, replay.batch_length
         return Prefetcher(self.replay, *sizes, replay.batches_ahead, device)
+
+    def _make_learner(self, device: torch.device) -> Learner:
+        overlap = self.config.train.overlap
+        in_background = machine.overlap_pays(device) if overlap == "auto" else overlap == "on"
+        return Learner(
+            self.agent, self.batches, in_background, lambda: self.stop.received is not None
+        )
 
     def _close_replay(self) -> None:
         """Leaves the replay whole on disk; what cannot be written is told."""
@@ -201,9 +217,9 @@ class Trainer:
             return self.random(observation, is_first, None)[0], None
         if state is None:
             # The agent has seen nothing of the episodes under way: to it, they begin here.
-            state = self.agent.initial_state(self.env.num_envs, self._seed(ACT_SEED))
+            state = self.learner.acting.initial_state(self.env.num_envs, self._seed(ACT_SEED))
             is_first = np.ones_like(is_first)
-        return self.agent.act(observation, is_first, state, "sample")
+        return self.learner.acting.act(observation, is_first, state, "sample")
 
     # The steps of the loop
 
@@ -224,6 +240,11 @@ class Trainer:
         if minutes is None:
             return math.inf
         return 60 * minutes - self.seconds - EVALUATION_MARGIN * self.evaluation_seconds
+
+    @property
+    def waited_seconds(self) -> float:
+        """Wall time that the learner waited, for steps to be taken or for batches."""
+        return self.learner.idle_seconds + self.batches.waited_seconds
 
     def finished(self) -> bool:
         """Whether all steps are taken or the time is up."""
@@ -252,10 +273,23 @@ class Trainer:
             self.counters.update_credit += self.env.num_envs * self.config.updates_per_policy_step
 
     def learn(self) -> None:
-        """The updates that the steps taken so far have earned."""
-        while self.counters.update_credit >= 1 and self.stop.received is None:
-            self.reporter.update(self.agent.update(self.batches.next()))
-            self.counters.update_credit -= 1
+        """Has the learner do the updates that the steps taken so far have earned."""
+        if self.counters.update_credit < 1 or self.stop.received is not None:
+            return
+        self.finish_updates()
+        self.updates_started = int(self.counters.update_credit)
+        self.counters.update_credit -= self.updates_started
+        self.learner.start(self.updates_started)
+        if not self.learner.in_background:
+            self.finish_updates()
+
+    def finish_updates(self) -> None:
+        """Waits for the updates under way; those that a stop left undone are still owed."""
+        done = self.learner.finish()
+        self.counters.update_credit += self.updates_started - len(done)
+        self.updates_started = 0
+        for metrics in done:
+            self.reporter.update(metrics)
 
     def report(self) -> None:
         """Progress to the screen, averages to the log, each when it is time."""
@@ -269,7 +303,7 @@ class Trainer:
                 self.agent.updates,
                 self.seconds,
                 self.seconds_left,
-                self.batches.waited_seconds,
+                self.waited_seconds,
                 self.collecting_seconds,
             )
         )
@@ -287,6 +321,8 @@ class Trainer:
 
     def evaluate(self, film: bool = False) -> Scoring:
         """Scores the agent; filmed where pictures can be had."""
+        self.finish_updates()
+        self.learner.pause()
         policy = agent_policy(self.agent, evaluation_seed(self.config))
         try:
             scoring = self._score(policy, film)
@@ -306,6 +342,8 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint; one that fails is told and tried again at the next occasion."""
+        self.finish_updates()
+        self.learner.pause()
         started = self.counters.seconds = self.seconds
 
         def build(empty: Empty) -> dict[str, Any]:
@@ -332,11 +370,11 @@ class Trainer:
     def finish(self, scoring: Scoring) -> TrainResult:
         """Writes scores and pictures and prints the table."""
         result, tell = self.result(scoring), self.reporter.message
-        waited, collected = self.batches.waited_seconds, self.collecting_seconds
-        share = 100 / self.seconds
+        share = 100 / (time.monotonic() - self.resumed_at)
         tell(
-            f"of {clock_text(self.seconds)} the learner waited {waited * share:.2f}% for batches; "
-            f"the environments took {collected * share:.1f}%"
+            f"the learner waited {self.waited_seconds * share:.1f}% of the time: "
+            f"{self.batches.waited_seconds * share:.2f}% for batches, "
+            f"{self.learner.idle_seconds * share:.1f}% for steps to be taken"
         )
         written = write_results(result, self.folder, self.config.env, tell)
         tell(score_table(scoring.scores, result.random_scores))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mudreamer_fast.agent import ACTING_SEED_OFFSET, Agent
+from mudreamer_fast.acting import SEED_OFFSET
+from mudreamer_fast.agent import Agent
 from mudreamer_fast.envs.vector_env import ActionSpec
 from tests import tiny
 from tests.tolerances import ALIKE, OVERFIT_RATIO, REORDERED, assert_close
@@ -280,7 +281,7 @@ def test_acting_believes_what_observing_its_own_steps_makes_it_believe() -> None
         given, state = agent.act(seen, data["is_first"][:, t], state, "eval")
         actions.append(given)
     # The same draws: in evaluation a step takes the latents' uniforms and nothing else.
-    draw = torch.Generator().manual_seed(ACTING_SEED_OFFSET)
+    draw = torch.Generator().manual_seed(SEED_OFFSET)
     groups = agent.config.model.groups
     uniforms = torch.cat([torch.rand(3, 1, groups, generator=draw) for _ in range(steps)], 1)
     world_model = agent.world_model.eval()

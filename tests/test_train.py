@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 from PIL import Image
 
 from mudreamer_fast import checkpoint, checkpoint_files, machine, scoring, trainer
+from mudreamer_fast.acting import Acting
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.config import Config, ConfigError, ModelConfig
 from mudreamer_fast.envs import EnvError
@@ -110,9 +113,11 @@ def test_prefill_is_random_and_learning_is_the_agents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acted: list[int] = []
-    act = Agent.act
+    act = Acting.act
     monkeypatch.setattr(
-        Agent, "act", lambda self, o, f, *rest: acted.append(int(f.all())) or act(self, o, f, *rest)
+        Acting,
+        "act",
+        lambda self, o, f, *rest: acted.append(int(f.all())) or act(self, o, f, *rest),
     )
     with start(tiny_run.config(), tmp_path) as run:
         step(run, 9)  # with the reset, 20 steps in the replay
@@ -246,7 +251,94 @@ def test_waiting_for_data_is_counted_and_told(
     assert all(0 <= row["speed/waiting_share"] <= 1 for row in rows)
     assert any(row["speed/waiting_share"] > 0 for row in rows)
     assert any(row["speed/collecting_share"] > 0 for row in rows)
-    assert re.search(r"the learner waited \d+\.\d\d% for batches", capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.search(r"the learner waited [\d.]+% of the time: [\d.]+% for batches, [\d.]+%", said)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 40.0])
+def test_a_run_that_overlaps_is_the_same_however_fast_its_parts_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float
+) -> None:
+    """Fewer than one update a step, and several; environments that are slow, and a slow learner."""
+    learners, contents = [], []
+    update = Agent.update
+
+    def slow(self: Agent, batch: Any) -> dict[str, float]:
+        time.sleep(0.01)
+        return update(self, batch)
+
+    for name, step_seconds, method in (("a", "0", update), ("b", "0.01", update), ("c", "0", slow)):
+        monkeypatch.setenv("TINY_STEP_SECONDS", step_seconds)
+        monkeypatch.setattr(Agent, "update", method)
+        # a capacity that the run fills twice
+        config = tiny_run.config(overlap="on", train_ratio=ratio, replay={"capacity_steps": 40})
+        with start(config, tmp_path / name) as run:
+            step(run, 40)
+            run.save()
+            learners.append(run.agent)
+            contents.append(run.replay.state_dict())
+            owed = run.counters.learning_policy_steps * config.updates_per_policy_step
+            assert run.agent.updates + run.counters.update_credit == pytest.approx(owed)
+    assert learners[0].updates == int(64 * ratio / 15)
+    for learner, content in zip(learners[1:], contents[1:], strict=True):
+        assert_same_learner(learner, learners[0])
+        assert content["generator"] == contents[0]["generator"]
+        for field, array in content["fields"].items():
+            np.testing.assert_array_equal(array, contents[0]["fields"][field], err_msg=field)
+
+
+def test_steps_are_taken_while_updates_are_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Agent.update
+    released = threading.Event()
+
+    def wait(self: Agent, batch: Any) -> dict[str, float]:
+        assert released.wait(20)
+        return update(self, batch)
+
+    monkeypatch.setattr(Agent, "update", wait)
+    with start(tiny_run.config(overlap="on", train_ratio=1.0), tmp_path) as run:
+        while not run.updates_started:
+            step(run, 1)
+        taken = run.counters.policy_steps
+        for _ in range(5):
+            run.collect()
+        assert (run.counters.policy_steps, run.agent.updates) == (taken + 10, 0)
+        released.set()
+        run.finish_updates()
+        assert run.agent.updates == 1
+
+
+def test_a_resumed_run_that_overlaps_acts_with_the_weights_it_saved(tmp_path: Path) -> None:
+    config = tiny_run.config(overlap="on")
+    with start(config, tmp_path) as run:
+        step(run, 30)
+        run.save()
+        weights = run.agent.behaviour.actor.state_dict()
+    with start(config, tmp_path, resume=True) as resumed:
+        for name, weight in resumed.learner.acting._actor.state_dict().items():
+            assert torch.equal(weight, weights[name])
+
+
+def test_a_stop_during_updates_leaves_the_rest_owed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Agent.update
+
+    def stopping(self: Agent, batch: Any) -> dict[str, float]:
+        run.stop.received = signal.SIGINT
+        return update(self, batch)
+
+    config = tiny_run.config(overlap="on", train_ratio=40.0)
+    with start(config, tmp_path) as run:
+        step(run, 8)
+        monkeypatch.setattr(Agent, "update", stopping)
+        step(run, 3)
+        run.finish_updates()
+        assert run.agent.updates == 1
+        owed = run.counters.learning_policy_steps * config.updates_per_policy_step
+        assert run.agent.updates + run.counters.update_credit == pytest.approx(owed)
 
 
 def test_learner_that_was_not_restored_would_differ(tmp_path: Path) -> None:

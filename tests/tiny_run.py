@@ -30,6 +30,7 @@ def config(
     defaults: dict[str, Any] = {
         "env_steps": 120, "prefill_steps": 20, "train_ratio": 5.0, "eval_every_env_steps": 50,
         "eval_episodes": 3, "log_every_seconds": 0.01, "device": "cpu", "backend": "reference",
+        "overlap": "off",
     }  # fmt: skip
     return Config(
         env=EnvConfig(**({"observation": observation, "num_envs": 2} | (env or {}))),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -48,19 +46,17 @@ class Batches:
         """
         return self._batches[self._queue.next()]
 
-    @contextmanager
-    def view(self) -> Iterator[None]:
-        """Have `next` draw from what is held now, whatever is added until the end of this.
+    def hold_view(self) -> None:
+        """Have `next` draw from what is held now, whatever is added until `release_view`.
 
-        With it a learner in a thread of its own gets the same batches however fast it is: begin it
-        before the thread starts, end it when that is done. A full buffer takes `spare_steps` steps
-        of each stream meanwhile; further ones wait.
+        With it a learner in a thread of its own gets the same batches however fast it is. A full
+        buffer takes `spare_steps` steps of each stream meanwhile; further ones wait.
         """
         self._queue.hold_view()
-        try:
-            yield
-        finally:
-            self._queue.release_view()
+
+    def release_view(self) -> None:
+        """Have `next` draw from what is held when it is called, as before `hold_view`."""
+        self._queue.release_view()
 
     def drawn(self, with_last: bool = False) -> NDArray[np.uint64]:
         """What is drawn and not handed out yet.

@@ -45,7 +45,7 @@ class ReplayBuffer:
         threads: threads that copy a batch.
         folder: where the steps are kept on disk; None keeps them in memory alone.
         flush_every_seconds: between two flushes in the background; None leaves them to `flush`.
-        spare_steps: of each stream, that a full buffer takes while `Batches.view` holds the oldest.
+        spare_steps: of each stream, that a full buffer takes while `Batches.hold_view` holds.
 
     Raises:
         ValueError: an argument is out of range or a field cannot be stored.

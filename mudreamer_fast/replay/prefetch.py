@@ -61,6 +61,14 @@ class Prefetcher:
         self.waited_seconds += time.perf_counter() - started
         return batch
 
+    def hold_view(self) -> None:
+        """See `Batches.hold_view`."""
+        self._batches.hold_view()
+
+    def release_view(self) -> None:
+        """See `Batches.hold_view`."""
+        self._batches.release_view()
+
     def under_way(self) -> NDArray[np.uint64]:
         """The windows of the batches that `next` will give, as far as they are drawn.
 

@@ -1,0 +1,158 @@
+"""What acts: the encoder looks, the RSSM remembers, the actor chooses."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mudreamer_fast.distributions import bound_action
+from mudreamer_fast.envs.vector_env import ActionSpec
+from mudreamer_fast.networks import ActionHead, Encoder, Rssm, features
+
+SEED_OFFSET = 1_000_003
+"""Apart from the learner's seed, so that acting more or less does not change what it draws."""
+
+
+@dataclass
+class PolicyState:
+    """What is remembered between two steps of the same environments."""
+
+    deter: Tensor
+    """(N, D)."""
+    stoch: Tensor
+    """(N, G, C)."""
+    action: Tensor
+    """(N, A), the last action."""
+    generator: torch.Generator
+    """Draws latents and actions."""
+
+
+class Acting:
+    """The parts of the agent that act, the learner's own or copies of them.
+
+    Args:
+        encoder: sees observations.
+        rssm: keeps the state.
+        actor: chooses.
+        observations: what the encoder sees, by name.
+        action_spec: of one environment.
+        device: where the parts live.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        rssm: Rssm,
+        actor: ActionHead,
+        observations: tuple[str, ...],
+        action_spec: ActionSpec,
+        device: torch.device,
+    ) -> None:
+        self._parts = nn.ModuleList([encoder, rssm, actor])
+        self._encoder, self._rssm, self._actor = encoder, rssm, actor
+        self._observations, self._action_spec = observations, action_spec
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+
+    def apart(self) -> Acting:
+        """Copies with weights of their own, that act while the originals learn.
+
+        On a GPU they work on a stream of their own.
+        """
+        # What the parts share with the whole program, their operations, is no part of the copy.
+        shared = {id(self._rssm.ops): self._rssm.ops}
+        made = Acting(
+            copy.deepcopy(self._encoder, shared),
+            copy.deepcopy(self._rssm, shared),
+            copy.deepcopy(self._actor, shared),
+            self._observations,
+            self._action_spec,
+            self._device,
+        )
+        made._parts.requires_grad_(False)
+        if self._device.type == "cuda":
+            made._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        return made
+
+    @torch.no_grad()
+    def follow(self, other: Acting) -> None:
+        """Take over the weights of another; nobody may act or learn meanwhile."""
+        for mine, theirs in zip(
+            (*self._parts.parameters(), *self._parts.buffers()),
+            (*other._parts.parameters(), *other._parts.buffers()),
+            strict=True,
+        ):
+            mine.copy_(theirs)
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+
+    def initial_state(self, num_envs: int, seed: int) -> PolicyState:
+        """A state for environments that are about to be reset.
+
+        Args:
+            num_envs: N.
+            seed: of the draws.
+        """
+        deter, stoch = self._rssm.empty_state(num_envs)
+        action = deter.new_zeros(num_envs, self._action_spec.size)
+        generator = torch.Generator(self._device).manual_seed(seed + SEED_OFFSET)
+        return PolicyState(deter, stoch, action, generator)
+
+    @torch.no_grad()
+    def act(
+        self,
+        observation: Mapping[str, np.ndarray],
+        is_first: np.ndarray,
+        state: PolicyState,
+        mode: Literal["sample", "eval"] = "sample",
+    ) -> tuple[np.ndarray, PolicyState]:
+        """Look at one step of N environments and act.
+
+        Args:
+            observation: (N, *shape) by name.
+            is_first: (N,) bool; where it holds, what `state` remembers is forgotten.
+            state: from `initial_state` or from the last call.
+            mode: "sample" draws from the policy, "eval" takes its most likely action.
+
+        Returns:
+            Actions (N, A) float32, in [-1, 1] or one-hot, and the next state.
+        """
+        with self._own_stream():
+            batch = {name: self._tensor(observation[name][:, None]) for name in self._observations}
+            rows = len(is_first)
+            self._parts.eval()
+            seen = self._rssm.observe(
+                self._encoder(batch),
+                state.action[:, None],
+                self._tensor(is_first[:, None]),
+                self._draw(torch.rand, state.generator, rows, 1, self._rssm.config.groups),
+                (state.deter, state.stoch),
+            )
+            deter, stoch = seen.deter[:, 0], seen.stoch[:, 0]
+            policy = self._actor(features(deter, stoch))
+            if mode == "eval":
+                action = policy.mode
+            else:
+                draw = torch.randn if self._action_spec.continuous else torch.rand
+                noise = self._draw(draw, state.generator, rows, self._actor.noise_size)
+                action = policy.sample(noise)
+            action = bound_action(action)
+            return action.cpu().numpy(), PolicyState(deter, stoch, action, state.generator)
+
+    def _own_stream(self) -> AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+    def _draw(self, draw: Any, generator: torch.Generator, *shape: int) -> Tensor:
+        drawn: Tensor = draw(*shape, generator=generator, device=self._device)
+        return drawn

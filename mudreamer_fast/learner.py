@@ -1,0 +1,102 @@
+"""Learning beside acting: updates in a thread of their own, while the environments go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from mudreamer_fast.acting import Acting
+from mudreamer_fast.agent import Agent
+from mudreamer_fast.replay.prefetch import Prefetcher
+
+ACTING_THREADS = 1
+"""CPU threads of PyTorch that act while others learn: a step of few environments feeds no more."""
+
+
+class Learner:
+    """Does an agent's updates, one job after the other.
+
+    In the background a job depends on the moment of its start alone: it draws from what the replay
+    held then, and `acting`, a copy of the agent's weights, acts with those from before it. So the
+    same seed gives the same run, however long anything takes.
+
+    Args:
+        agent: what learns; nobody else may use it between `start` and `finish`.
+        batches: what it learns from.
+        in_background: whether `start` returns at once, the job being done by another thread.
+        stopped: asked before every update; once it says so the job ends early.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        batches: Prefetcher,
+        in_background: bool,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.acting: Acting = agent.acting.apart() if in_background else agent.acting
+        """What may act at any time."""
+        self.in_background = in_background
+        """Whether updates go on after `start` has returned."""
+        self.idle_seconds = 0.0
+        """Wall time between a job's end and the next one's start, pauses left out."""
+        self._agent, self._batches, self._stopped = agent, batches, stopped
+        self._thread: ThreadPoolExecutor | None = None
+        if in_background:
+            self._thread = ThreadPoolExecutor(1, "learner")
+            self._thread.submit(_take_threads, torch.get_num_threads()).result()
+            torch.set_num_threads(ACTING_THREADS)
+        self._job: Future[list[dict[str, float]]] | None = None
+        self._idle_since: float | None = None
+
+    def start(self, updates: int) -> None:
+        """Begin a number of updates, after `finish`."""
+        if self._job is not None:
+            raise RuntimeError("the last job has not been finished")
+        if self._idle_since is not None:
+            self.idle_seconds += time.monotonic() - self._idle_since
+        if self._thread is None:
+            self._job = Future()
+            self._job.set_result(self._learn(updates))
+            return
+        self.acting.follow(self._agent.acting)
+        self._batches.hold_view()
+        self._job = self._thread.submit(self._learn, updates)
+
+    def finish(self) -> list[dict[str, float]]:
+        """Wait for the job under way, if there is one.
+
+        Returns:
+            The metrics of each of its updates; fewer than were asked for where it was stopped.
+        """
+        job, self._job = self._job, None
+        return job.result() if job is not None else []
+
+    def pause(self) -> None:
+        """Count the time until the next start as no waiting: the caller has other things to do."""
+        self._idle_since = None
+
+    def close(self) -> None:
+        """End the thread, and the job with it."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+
+    def _learn(self, updates: int) -> list[dict[str, float]]:
+        metrics: list[dict[str, float]] = []
+        try:
+            while len(metrics) < updates and not self._stopped():
+                metrics.append(self._agent.update(self._batches.next()))
+        finally:
+            if self._thread is not None:
+                self._batches.release_view()
+        self._idle_since = time.monotonic()
+        return metrics
+
+
+def _take_threads(number: int) -> None:
+    """Settle how many threads PyTorch uses for this one, whatever others settle later."""
+    torch.get_num_threads()  # else the first operation would take over the number of others
+    torch.set_num_threads(number)
