@@ -6,12 +6,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
 from mudreamer_fast.config import EnvConfig
 from mudreamer_fast.envs import graphics
-from mudreamer_fast.envs.render_profile import write_assets
+from mudreamer_fast.envs.render_profile import ASSETS, write_assets
 from mudreamer_fast.envs.tasks import EPISODE_SIMULATOR_STEPS, find_task
 from mudreamer_fast.envs.vector_env import (
     ActionSpec,
@@ -28,6 +29,15 @@ from mudreamer_fast.envs.vector_env import (
 
 _LAST = 2
 """EnvPool's step_type of an episode's last step."""
+
+_CORRECTED_SITES = {
+    # it takes the radius of a part of the cup, .008, for the ball's: this size makes up for it
+    "dmc/ball_in_cup_catch": ("target", "size", ".033 .006 .033"),
+    # it means to hide the tip's dot, but takes the red out of it instead
+    "dmc/finger_spin": ("tip", "rgba", "0 0 0 0"),
+}
+"""Where EnvPool reads or writes the wrong element of a model: the task's site, its attribute, and
+the value with which rewards and pictures are dm_control's."""
 
 
 class EnvPoolEnv:
@@ -81,13 +91,21 @@ class EnvPoolEnv:
 
         name = self._task.envpool_id
         options = {"seed": seed, "max_episode_steps": EPISODE_SIMULATOR_STEPS}
-        if self._profile == "reference":
-            return envpool.make_dm(name, num_envs=num_envs, **options)
         installed = Path(envpool.make_spec(name).config.base_path)
         # the models are read while the simulators are made, and not again
         with tempfile.TemporaryDirectory(prefix="mudreamer_fast_assets_") as folder:
             write_assets(installed, self._task.domain, self._profile, Path(folder))
+            self._correct_model(Path(folder) / ASSETS / f"{self._task.domain}.xml")
             return envpool.make_dm(name, num_envs=num_envs, base_path=folder, **options)
+
+    def _correct_model(self, path: Path) -> None:
+        if self._task.full_name not in _CORRECTED_SITES:
+            return
+        site, attribute, value = _CORRECTED_SITES[self._task.full_name]
+        model = ElementTree.parse(path)
+        for element in model.iterfind(f".//site[@name='{site}']"):
+            element.set(attribute, value)
+        model.write(path)
 
     def reset(self) -> VectorStep:
         """Starts a new episode everywhere; see `VectorEnv.reset`."""
