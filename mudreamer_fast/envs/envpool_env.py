@@ -69,7 +69,7 @@ class EnvPoolEnv:
         else:  # no renderer is needed until a video is asked for
             self._profile = graphics.video_profile(config.render_profile)
         self._graphics_ready = self._pixels
-        self._pool: Any = self._make_pool(num_envs, seed)
+        self._pool: Any = self._make_pool(num_envs, seed, config.simulator_threads)
         self.num_envs = num_envs
         action = self._pool.action_spec()
         self.action_spec = ActionSpec(size=action.shape[0], continuous=True)
@@ -85,18 +85,23 @@ class EnvPoolEnv:
         self._all = np.arange(num_envs, dtype=np.int32)
         self._is_last = np.zeros(num_envs, bool)
 
-    def _make_pool(self, num_envs: int, seed: int) -> Any:
+    def _make_pool(self, num_envs: int, seed: int, threads: int | None) -> Any:
         import envpool
         import envpool.mujoco.dmc.registration  # a trimmed installation may leave it to us
 
         name = self._task.envpool_id
-        options = {"seed": seed, "max_episode_steps": EPISODE_SIMULATOR_STEPS}
+        options = {
+            "num_envs": num_envs,
+            "num_threads": threads or 0,
+            "seed": seed,
+            "max_episode_steps": EPISODE_SIMULATOR_STEPS,
+        }
         installed = Path(envpool.make_spec(name).config.base_path)
         # the models are read while the simulators are made, and not again
         with tempfile.TemporaryDirectory(prefix="mudreamer_fast_assets_") as folder:
             write_assets(installed, self._task.domain, self._profile, Path(folder))
             self._correct_model(Path(folder) / ASSETS / f"{self._task.domain}.xml")
-            return envpool.make_dm(name, num_envs=num_envs, base_path=folder, **options)
+            return envpool.make_dm(name, base_path=folder, **options)
 
     def _correct_model(self, path: Path) -> None:
         if self._task.full_name not in _CORRECTED_SITES:

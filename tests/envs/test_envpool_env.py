@@ -113,6 +113,15 @@ def test_envpool_env_scales_actions_to_the_tasks_bounds() -> None:
         np.testing.assert_array_equal(ours, theirs.astype(np.float32))
 
 
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_envpool_env_gives_the_same_on_any_number_of_threads(threads: int) -> None:
+    usual = make("cheetah_run", num_envs=3, backend="envpool")
+    env = make("cheetah_run", num_envs=3, simulator_threads=threads, backend="envpool")
+    assert env._pool.spec.config.num_threads == threads
+    actions = random_actions(env, 30)
+    assert_same(stacked(roll(env, actions)), stacked(roll(usual, actions)))
+
+
 def test_envpool_env_refuses_a_bad_action_and_goes_on_as_if_it_had_not_come() -> None:
     env, untouched = (make("cartpole_balance", 2, backend="envpool") for _ in range(2))
     actions = random_actions(env, 3)
