@@ -196,9 +196,12 @@ class EnvConfig:
     """Simulator front end; auto takes EnvPool where it imports, dm_control otherwise."""
     render_profile: Literal["auto", "reference", "light", "flat"] = "auto"
     """Rendering quality; auto takes reference on a GPU and light in software."""
+    simulator_threads: int | None = None
+    """Threads that EnvPool simulates on; None takes one for each core, but no more than num_envs.
+    dm_control has a process for each environment."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "action_repeat", "num_envs")
+        _require_positive(self, "action_repeat", "num_envs", "simulator_threads")
         _require(self.image_size == 64, f"image_size must be 64, got {self.image_size}")
         _require(
             self.task.count("/") == 1 and not self.task.startswith("/"),

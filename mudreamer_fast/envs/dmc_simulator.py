@@ -34,14 +34,14 @@ class DmcSimulator:
 
     Args:
         config: task and observation.
-        seed: of the starting states.
+        seed: of the starting states, or what they are drawn with.
 
     Raises:
         ConfigError: a task or camera that does not exist.
         EnvError: nothing can be rendered here.
     """
 
-    def __init__(self, config: EnvConfig, seed: int) -> None:
+    def __init__(self, config: EnvConfig, seed: int | np.random.RandomState) -> None:
         self._task, self._camera_id = find_task(config.task, config.camera)
         self._repeat = config.action_repeat
         if config.observation != "vector":

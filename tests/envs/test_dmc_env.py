@@ -79,6 +79,27 @@ def test_dmc_env_keeps_the_contract_over_an_episodes_end() -> None:
     env.close()
 
 
+@pytest.mark.parametrize("task", ["hopper_stand", "reacher_hard"])
+def test_dmc_env_gives_what_its_simulators_give(task: str) -> None:
+    config = EnvConfig(
+        task=f"dmc/{task}", observation="both", action_repeat=2, render_profile="flat"
+    )
+    env = DmcEnv(config, 2, seed=6)
+    actions = random_actions(env, 60)
+    data = stacked(roll(env, actions))
+    env.close()
+    for index in range(2):
+        simulator = DmcSimulator(config, 6 + index)
+        simulator.reset()
+        for number in range(61):
+            reward = simulator.step(actions[number - 1, index]).reward if number else 0
+            assert data["reward"][number, index] == np.float32(reward)
+            np.testing.assert_array_equal(data["vector"][number, index], simulator.vector())
+            image = simulator.image(64).transpose(2, 0, 1)
+            np.testing.assert_array_equal(data["image"][number, index], image)
+        simulator.close()
+
+
 def test_dmc_env_shares_images_and_refuses_what_simulators_cannot_take() -> None:
     env = make("pendulum_swingup", 2, seed=3, observation="both", backend="dm_control")
     actions = random_actions(env, 3)
