@@ -12,6 +12,7 @@ Frames are 64x64 with the light render profile.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import tempfile
 import time
@@ -28,6 +29,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.turns import seconds, take_turns
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.collect import Collector, random_policy, replay_fields
 from mudreamer_fast.config import PRESETS, EnvConfig
@@ -164,12 +166,6 @@ CONTENDERS: dict[str, tuple[Callable[..., Take], int]] = {
 """How to start each, and EnvPool's threads; 0 leaves them to EnvPool."""
 
 
-def seconds(take: Take, steps: int) -> float:
-    start = time.perf_counter()
-    take(steps)
-    return time.perf_counter() - start
-
-
 @pytest.mark.parametrize("num_envs", [1, 4, 8, 16])
 @pytest.mark.parametrize("observation", ["vector", "pixels"])
 @pytest.mark.parametrize("task", ["cartpole_swingup", "cheetah_run", "walker_walk"])
@@ -182,32 +178,11 @@ def bench_collecting(
         takes = {name: start(work, threads) for name, (start, threads) in CONTENDERS.items()}
         for take in takes.values():
             take(3)
-        steps = max(1, round(ROUND_SECONDS * 5 / seconds(takes["raw EnvPool"], 5)))
-        rounds: list[dict[str, float]] = []
-
-        def one_round() -> None:
-            names = list(takes) if len(rounds) % 2 else list(takes)[::-1]
-            rounds.append({name: seconds(takes[name], steps) for name in names})
-
-        benchmark.pedantic(one_round, rounds=ROUNDS, warmup_rounds=1)
-    found = {}
-    for name in takes:
-        median = statistics.median(one[name] for one in rounds)
-        over_raw = np.array([one["raw EnvPool"] / one[name] for one in rounds])
-        low, middle, high = np.quantile(over_raw, (0.25, 0.5, 0.75)).tolist()
-        found[name] = {
-            "simulator_steps_per_second": round(steps * num_envs * REPEAT / median),
-            "over_raw_envpool": {"median": middle, "quartiles": [low, high]},
-        }
-    benchmark.extra_info |= {"contenders": found, "renderer": graphics.renderer_name()}
-    print()
-    for name, row in found.items():
-        ratio = row["over_raw_envpool"]
-        low, high = ratio["quartiles"]
-        print(
-            f"  {name:24}{row['simulator_steps_per_second']:9} steps/s "
-            f"{ratio['median']:7.3f} ({low:.3f} to {high:.3f}) of raw EnvPool"
-        )
+        steps = max(1, round(ROUND_SECONDS * 5 / seconds(lambda: takes["raw EnvPool"](5))))
+        turns = {name: functools.partial(take, steps) for name, take in takes.items()}
+        rate = ("simulator steps/s", steps * num_envs * REPEAT)
+        take_turns(benchmark, turns, "raw EnvPool", ROUNDS, rate)
+    benchmark.extra_info["renderer"] = graphics.renderer_name()
 
 
 @pytest.mark.parametrize("num_envs", [4, 8])
@@ -241,7 +216,7 @@ def bench_acting(benchmark: BenchmarkFixture, num_envs: int) -> None:
 
     def one_round() -> None:
         spent.clear()
-        total = seconds(collecting.collect, ACTING_STEPS)
+        total = seconds(lambda: collecting.collect(ACTING_STEPS))
         parts = {**spent, "rest": total - spent.total(), "all": total}
         rows.append({name: 1e3 * value / ACTING_STEPS for name, value in parts.items()})
 

@@ -1,22 +1,29 @@
-"""Replay: batches of 16 x 64 images of 3x64x64 and adds, against NumPy and a plain copy.
+"""Replay against the limit of a plain copy and its NumPy twin: batches, adds, a million steps.
 
-Run with `make bench` or `pytest bench/bench_replay.py`. The contenders of a group run in one
-process over the same contents, and the plain copy moves the same bytes as a batch.
+Run with `make bench` or `pytest bench/bench_replay.py --benchmark-only -s`. The contenders of a
+group hold the same steps of 64x64 images and take turns (`bench/turns.py`). The limit is memcpy of
+a batch's bytes from memory as cold as a sampled window, on one thread and on two.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.turns import take_turns
 from mudreamer_fast.replay import Batch, ReplayBuffer
 from mudreamer_fast.replay.reference import NumpyReplay
 
-STREAMS, CAPACITY_STEPS = 4, 40_000
-BATCH, LENGTH = 16, 64
+STREAMS, CAPACITY_STEPS, LENGTH = 4, 40_000, 64
+ADDS = 200
+"""Adds in a turn."""
 
 
 @dataclass(frozen=True)
@@ -44,47 +51,129 @@ def arrays(*leading: int) -> Batch:
     }
 
 
-def filled(kind: type, threads: int) -> ReplayBuffer | NumpyReplay:
-    replay = kind(FIELDS, CAPACITY_STEPS, STREAMS, seed=0, threads=threads)
-    step = arrays(STREAMS)
-    for _ in range(CAPACITY_STEPS // STREAMS):
+def filled(kind: type, threads: int, streams: int = STREAMS) -> ReplayBuffer | NumpyReplay:
+    replay = kind(FIELDS, CAPACITY_STEPS, streams, seed=0, threads=threads)
+    step = arrays(streams)
+    for _ in range(CAPACITY_STEPS // streams):
         replay.add(step)
     return replay
 
 
-CONTENDERS = {
-    "numpy": (NumpyReplay, 1),
-    "cpp-1-thread": (ReplayBuffer, 1),
-    "cpp-2-threads": (ReplayBuffer, 2),
-}
-
-
-@pytest.fixture(scope="module", params=CONTENDERS)
-def replay(request: pytest.FixtureRequest) -> ReplayBuffer | NumpyReplay:
-    return filled(*CONTENDERS[request.param])
-
-
-@pytest.mark.benchmark(group="sample into reused arrays")
-def bench_sample_reused(benchmark: BenchmarkFixture, replay: ReplayBuffer | NumpyReplay) -> None:
-    out = arrays(BATCH, LENGTH)
-    benchmark(replay.sample, BATCH, LENGTH, out)
-
-
-@pytest.mark.benchmark(group="sample into reused arrays")
-def bench_plain_copy(benchmark: BenchmarkFixture) -> None:
-    # Out of as much memory as a full buffer, so that the source is as cold as a sampled window.
-    batch_bytes = sum(array.nbytes for array in arrays(BATCH, LENGTH).values())
-    source = np.ones((CAPACITY_STEPS // (BATCH * LENGTH), batch_bytes), np.uint8)
+def plain_copy(batch: int, threads: int) -> Callable[[], object]:
+    """Memcpy of a batch's bytes, out of as much memory as a full buffer."""
+    batch_bytes = sum(array.nbytes for array in arrays(batch, LENGTH).values())
+    source = np.ones((CAPACITY_STEPS // (batch * LENGTH), batch_bytes), np.uint8)
     target = np.ones(batch_bytes, np.uint8)
     rng = np.random.default_rng(0)
-    benchmark(lambda: np.copyto(target, source[rng.integers(len(source))]))
+    parts = np.array_split(np.arange(batch_bytes), threads)
+    slices = [slice(part[0], part[-1] + 1) for part in parts]
+    pool = ThreadPoolExecutor(threads)
+
+    def copy() -> None:
+        row = source[rng.integers(len(source))]
+        if threads == 1:
+            np.copyto(target, row)
+        else:
+            list(pool.map(lambda part: np.copyto(target[part], row[part]), slices))
+
+    return copy
 
 
-@pytest.mark.benchmark(group="sample into new arrays")
-def bench_sample_new(benchmark: BenchmarkFixture, replay: ReplayBuffer | NumpyReplay) -> None:
-    benchmark(replay.sample, BATCH, LENGTH)
+@pytest.mark.parametrize("batch", [16, 64])
+def bench_sample(benchmark: BenchmarkFixture, batch: int) -> None:
+    benchmark.group = f"sample {batch} x {LENGTH}"
+    out = arrays(batch, LENGTH)
+    one, two, twin = filled(ReplayBuffer, 1), filled(ReplayBuffer, 2), filled(NumpyReplay, 1)
+    ahead = two.batches(batch, LENGTH, ahead=1)
+    contenders = {
+        "memcpy, 1 thread": plain_copy(batch, 1),
+        "memcpy, 2 threads": plain_copy(batch, 2),
+        "ours, 1 thread": lambda: one.sample(batch, LENGTH, out),
+        "ours, 2 threads": lambda: two.sample(batch, LENGTH, out),
+        "ours, new arrays": lambda: two.sample(batch, LENGTH),
+        "ours, one ahead": ahead.next,
+        "NumPy twin": lambda: twin.sample(batch, LENGTH, out),
+    }
+    take_turns(benchmark, contenders, "memcpy, 1 thread", 60, ("batches/s", 1))
+    ahead.close()
 
 
-@pytest.mark.benchmark(group="add 4 steps to a full buffer")
-def bench_add(benchmark: BenchmarkFixture, replay: ReplayBuffer | NumpyReplay) -> None:
-    benchmark(replay.add, arrays(STREAMS))
+@pytest.mark.parametrize("streams", [1, 4, 16])
+def bench_add(benchmark: BenchmarkFixture, streams: int) -> None:
+    benchmark.group = f"add {streams} frames at a time to a full buffer"
+    ours, twin = filled(ReplayBuffer, 1, streams), filled(NumpyReplay, 1, streams)
+    step = arrays(streams)
+    target = {
+        name: np.ones((CAPACITY_STEPS // streams, *a.shape), a.dtype) for name, a in step.items()
+    }
+    slot = iter(range(10**9))
+
+    def copy() -> None:
+        for _ in range(ADDS):
+            index = next(slot) % (CAPACITY_STEPS // streams)
+            for name, array in step.items():
+                target[name][index] = array
+
+    def add(replay: ReplayBuffer | NumpyReplay) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(ADDS):
+                replay.add(step)
+
+        return run
+
+    contenders = {"plain copy": copy, "ours": add(ours), "NumPy twin": add(twin)}
+    take_turns(benchmark, contenders, "plain copy", 30, ("frames/s", ADDS * streams))
+
+
+MILLION = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+from bench.bench_replay import Spec
+from mudreamer_fast.replay import ReplayBuffer
+
+SIZE, STEPS, STREAMS = 16, 1_000_000, 4
+fields = {
+    "image": Spec((3, SIZE, SIZE), np.dtype(np.uint8)),
+    "index": Spec((), np.dtype(np.int32)),
+    "is_first": Spec((), np.dtype(np.bool_)),
+}
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+step = {
+    "image": np.ones((STREAMS, 3, SIZE, SIZE), np.uint8),
+    "index": np.zeros(STREAMS, np.int32),
+    "is_first": np.zeros(STREAMS, np.bool_),
+}
+before = resident()
+replay = ReplayBuffer(fields, STEPS, STREAMS, seed=0, threads=2)
+start = time.perf_counter()
+for index in range(STEPS // STREAMS * 3 // 2):  # once full, and half as much again
+    step["image"][:] = index % 251
+    step["index"][:] = index
+    replay.add(step)
+seconds = time.perf_counter() - start
+share = (resident() - before) / replay.capacity_bytes
+batch = replay.sample(64, 64)
+assert (np.diff(batch["index"], axis=1) == 1).all()
+assert (batch["image"] == (batch["index"] % 251)[..., None, None, None]).all()
+assert batch["index"].min() >= STEPS // STREAMS // 2
+print(replay.steps_added / seconds, share, replay.capacity_bytes)
+"""
+
+
+def bench_fill_a_million_steps_and_wrap(benchmark: BenchmarkFixture) -> None:
+    benchmark.group = "fill 10^6 steps of 16x16 images, and half as many over them"
+    found: list[list[float]] = []
+
+    def fill() -> None:
+        command = [sys.executable, "-c", MILLION]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found.append([float(word) for word in said.split()])
+
+    benchmark.pedantic(fill, rounds=3)
+    rate, share, payload = np.median(found, axis=0)
+    benchmark.extra_info |= {"frames_per_second": rate, "resident_over_payload": share}
+    print(f"\n  {rate:,.0f} frames/s, {share:.3f} of {payload / 1e6:,.0f} MB resident")

@@ -22,30 +22,53 @@ constexpr std::size_t kBytesPerThread = std::size_t{1} << 20;
 // Shorter pieces stay in the cache for whoever reads them next.
 constexpr std::size_t kStreamedBytes = std::size_t{1} << 15;
 
-void copy(std::byte* output, const std::byte* input, std::size_t bytes) {
 #if defined(__SSE2__)
-  if (bytes >= kStreamedBytes) {
-    const std::size_t head = (16 - reinterpret_cast<std::uintptr_t>(output) % 16) % 16;
-    std::memcpy(output, input, head);
-    output += head;
-    input += head;
-    bytes -= head;
-    for (; bytes >= 64; bytes -= 64, output += 64, input += 64) {
-      const auto* from = reinterpret_cast<const __m128i*>(input);
-      auto* to = reinterpret_cast<__m128i*>(output);
-      const __m128i a = _mm_loadu_si128(from);
-      const __m128i b = _mm_loadu_si128(from + 1);
-      const __m128i c = _mm_loadu_si128(from + 2);
-      const __m128i d = _mm_loadu_si128(from + 3);
-      _mm_stream_si128(to, a);
-      _mm_stream_si128(to + 1, b);
-      _mm_stream_si128(to + 2, c);
-      _mm_stream_si128(to + 3, d);
+
+constexpr std::size_t kLine = 64;
+constexpr std::size_t kPage = 4096;
+// Pages that are copied side by side: memory works on several at once where it is asked to.
+constexpr std::size_t kPages = 4;
+
+void stream_line(std::byte* output, const std::byte* input) {
+  const auto* from = reinterpret_cast<const __m128i*>(input);
+  auto* to = reinterpret_cast<__m128i*>(output);
+  const __m128i a = _mm_loadu_si128(from);
+  const __m128i b = _mm_loadu_si128(from + 1);
+  const __m128i c = _mm_loadu_si128(from + 2);
+  const __m128i d = _mm_loadu_si128(from + 3);
+  _mm_stream_si128(to, a);
+  _mm_stream_si128(to + 1, b);
+  _mm_stream_si128(to + 2, c);
+  _mm_stream_si128(to + 3, d);
+}
+
+// Copies all but the last bytes, fewer than a line, past the cache; returns how many it copied.
+std::size_t stream(std::byte* output, const std::byte* input, std::size_t bytes) {
+  const std::size_t head = (kLine - reinterpret_cast<std::uintptr_t>(output) % kLine) % kLine;
+  std::memcpy(output, input, head);
+  std::size_t done = head;
+  for (; bytes - done >= kPages * kPage; done += kPages * kPage) {
+    for (std::size_t line = 0; line < kPage; line += 2 * kLine) {
+      for (std::size_t page = 0; page < kPages; ++page) {
+        const std::size_t offset = done + page * kPage + line;
+        stream_line(output + offset, input + offset);
+        stream_line(output + offset + kLine, input + offset + kLine);
+      }
     }
-    _mm_sfence();  // such stores are not ordered with the ones that tell of them
   }
+  for (; bytes - done >= kLine; done += kLine) stream_line(output + done, input + done);
+  _mm_sfence();  // such stores are not ordered with the ones that tell of them
+  return done;
+}
+
 #endif
-  std::memcpy(output, input, bytes);
+
+void copy(std::byte* output, const std::byte* input, std::size_t bytes) {
+  std::size_t done = 0;
+#if defined(__SSE2__)
+  if (bytes >= kStreamedBytes) done = stream(output, input, bytes);
+#endif
+  std::memcpy(output + done, input + done, bytes - done);
 }
 
 void copy_window(const StepRing& ring, const Window& window, std::size_t length, std::size_t row,
