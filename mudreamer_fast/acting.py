@@ -80,11 +80,12 @@ class Acting:
         made._parts.requires_grad_(False)
         if self._device.type == "cuda":
             made._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            made._stream.wait_stream(torch.cuda.current_stream(self._device))
         return made
 
     @torch.no_grad()
     def follow(self, other: Acting) -> None:
-        """Take over the weights of another; nobody may act or learn meanwhile."""
+        """Take over the weights of another; neither may be at work meanwhile."""
         for mine, theirs in zip(
             (*self._parts.parameters(), *self._parts.buffers()),
             (*other._parts.parameters(), *other._parts.buffers()),
@@ -101,10 +102,11 @@ class Acting:
             num_envs: N.
             seed: of the draws.
         """
-        deter, stoch = self._rssm.empty_state(num_envs)
-        action = deter.new_zeros(num_envs, self._action_spec.size)
-        generator = torch.Generator(self._device).manual_seed(seed + SEED_OFFSET)
-        return PolicyState(deter, stoch, action, generator)
+        with self._own_stream():
+            deter, stoch = self._rssm.empty_state(num_envs)
+            action = deter.new_zeros(num_envs, self._action_spec.size)
+            generator = torch.Generator(self._device).manual_seed(seed + SEED_OFFSET)
+            return PolicyState(deter, stoch, action, generator)
 
     @torch.no_grad()
     def act(

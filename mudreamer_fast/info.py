@@ -19,7 +19,13 @@ from mudreamer_fast.config import PRESETS, Config
 from mudreamer_fast.envs import EnvError, make_env, task_names
 from mudreamer_fast.envs.graphics import renderer_name
 from mudreamer_fast.envs.tasks import EPISODE_SIMULATOR_STEPS
-from mudreamer_fast.machine import GIB, available_bytes, replay_bytes, resolve_device
+from mudreamer_fast.machine import (
+    GIB,
+    available_bytes,
+    overlaps,
+    replay_bytes,
+    resolve_device,
+)
 from mudreamer_fast.replay import ReplayBuffer
 from mudreamer_fast.reporting import clock_text
 
@@ -88,7 +94,10 @@ def estimate(preset: str, config: Config, seconds: float) -> str:
     policy_steps = train.env_steps / env.action_repeat
     prefill = min(train.prefill_steps, policy_steps)
     updates = (policy_steps - prefill) * config.updates_per_policy_step
-    learning = (policy_steps - prefill) / env.num_envs * timing.agent_step + updates * timing.update
+    acting = (policy_steps - prefill) / env.num_envs * timing.agent_step
+    updating = updates * timing.update
+    overlap = overlaps(train.overlap, resolve_device(train.device))
+    learning = max(acting, updating) if overlap else acting + updating
     rounds = math.ceil(train.eval_episodes / env.num_envs)
     episode_steps = EPISODE_SIMULATOR_STEPS / env.action_repeat
     every = train.eval_every_env_steps
@@ -104,7 +113,8 @@ def estimate(preset: str, config: Config, seconds: float) -> str:
         f"({env.num_envs} environments side by side)",
         f"estimate   {train.env_steps:,} environment steps = {policy_steps:,.0f} policy steps, "
         f"{updates:,.0f} updates: {clock_text(total)}",
-        f"  learning {clock_text(learning)}, prefill {clock_text(start)}, "
+        f"  learning {clock_text(learning)}{' (acting meanwhile)' if overlap else ''}, "
+        f"prefill {clock_text(start)}, "
         f"{evaluations} evaluations and the random policy's {clock_text(evaluating)}",
     ]
     if train.max_minutes is not None and total > 60 * train.max_minutes:

@@ -47,7 +47,7 @@ class Learner:
         self._thread: ThreadPoolExecutor | None = None
         if in_background:
             self._thread = ThreadPoolExecutor(1, "learner")
-            self._thread.submit(_take_threads, torch.get_num_threads()).result()
+            self._thread.submit(_settle_in, agent.device, torch.get_num_threads()).result()
             torch.set_num_threads(ACTING_THREADS)
         self._job: Future[list[dict[str, float]]] | None = None
         self._idle_since: float | None = None
@@ -96,7 +96,9 @@ class Learner:
         return metrics
 
 
-def _take_threads(number: int) -> None:
-    """Settle how many threads PyTorch uses for this one, whatever others settle later."""
+def _settle_in(device: torch.device, threads: int) -> None:
+    """Settle device and number of threads for this thread, whatever others settle later."""
     torch.get_num_threads()  # else the first operation would take over the number of others
-    torch.set_num_threads(number)
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)

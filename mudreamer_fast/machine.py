@@ -43,9 +43,14 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0)
 
 
-def overlap_pays(device: torch.device) -> bool:
-    """Whether acting and learning at once have more to work with than one after the other."""
-    return device.type == "cuda" or torch.get_num_threads() < usable_cores()
+def overlaps(setting: str, device: torch.device) -> bool:
+    """Whether to act and learn at once: on, off, or auto, where there is something to gain by it.
+
+    That is on a GPU, or where PyTorch's threads leave a core to the environments.
+    """
+    if setting == "auto":
+        return device.type == "cuda" or torch.get_num_threads() < usable_cores()
+    return setting == "on"
 
 
 def usable_cores() -> int:

@@ -17,8 +17,11 @@ def train(config: Config, run_dir: str | os.PathLike[str], resume: bool = False)
     """Trains an agent; metrics and checkpoints go to `run_dir`.
 
     Every collected step of all environments earns `num_envs * config.updates_per_policy_step`
-    updates, done before the next one, so that the train ratio holds at any moment. The call of
-    the policy that only resets an environment counts as a policy step too.
+    updates, so that the train ratio holds at any moment. The call of the policy that only resets
+    an environment counts as a policy step too. Where acting and learning overlap
+    (`config.train.overlap`), steps are taken while the updates of those before are under way, with
+    the weights from before these updates; the updates see no step that was taken since they began.
+    Either way the same seed gives the same run.
 
     A resumed run goes on from its checkpoint with the same weights, optimisers, generators, replay
     contents, counters and random baseline: given the same replay, its updates are bitwise those of

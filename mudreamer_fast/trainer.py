@@ -159,8 +159,7 @@ class Trainer:
         return Prefetcher(self.replay, *sizes, replay.batches_ahead, device)
 
     def _make_learner(self, device: torch.device) -> Learner:
-        overlap = self.config.train.overlap
-        in_background = machine.overlap_pays(device) if overlap == "auto" else overlap == "on"
+        in_background = machine.overlaps(self.config.train.overlap, device)
         return Learner(
             self.agent, self.batches, in_background, lambda: self.stop.received is not None
         )
@@ -192,6 +191,7 @@ class Trainer:
         tell(
             f"{config.env.task} on {type(self.env).__name__}, {parameters / 1e6:.2f} M parameters "
             f"on {self.agent.device}, {self.agent.backend} operations"
+            + (", acting meanwhile" if self.learner.in_background else "")
         )
         tell(
             f"train ratio {ratio:g}: {ratio:g} replayed steps per policy step, "

@@ -28,6 +28,7 @@ class Parts:
 class CountingAgent:
     def __init__(self) -> None:
         self.acting = Parts()
+        self.device = torch.device("cpu")
         self.threads: list[str] = []
 
     def update(self, batch: Any) -> dict[str, float]:
