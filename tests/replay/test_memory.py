@@ -67,3 +67,26 @@ def test_loading_gives_the_memory_of_the_old_contents_back(steps):
     for _ in range(3):
         replay.load_state_dict(state)
     assert resident_bytes() - before < 4 * MEBIBYTE
+
+
+def test_a_million_steps_fill_wrap_and_take_no_more_than_their_bytes(steps):
+    spec = type(steps.fields["image"])
+    layout = {**fields(steps, 3, 6, 6), "index": spec((), np.dtype(np.int32))}
+    before = resident_bytes()
+    replay = ReplayBuffer(layout, 1_000_000, 8, seed=0, threads=2)
+    step = {
+        "image": np.ones((8, 3, 6, 6), np.uint8),
+        "is_first": np.zeros(8, np.bool_),
+        "index": np.zeros(8, np.int32),
+    }
+    for index in range(150_000):  # once full, and a fifth of it again
+        step["image"][:] = index % 251
+        step["index"][:] = index
+        replay.add(step)
+    assert len(replay) == 1_000_000
+    assert replay.steps_added == 1_200_000
+    assert resident_bytes() - before < 1.05 * replay.capacity_bytes
+    batch = replay.sample(64, 64)
+    assert batch["index"].min() >= 25_000
+    assert (np.diff(batch["index"], axis=1) == 1).all()
+    assert (batch["image"] == (batch["index"] % 251)[..., None, None, None]).all()
