@@ -6,12 +6,13 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from mudreamer_fast.config import ConfigError
 
 GIB = 1 << 30
 RESERVED_BYTES = GIB
-"""Left free by the replay buffer for the model, the environments and everything else."""
+"""Left free by the replay buffer, in memory and on disk, for everything else."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -112,16 +113,28 @@ def replay_bytes(fields: Mapping[str, FieldLike], steps: int) -> int:
     return steps * sum(math.prod(field.shape) * field.dtype.itemsize for field in fields.values())
 
 
-def check_replay_memory(
-    fields: Mapping[str, FieldLike], capacity_steps: int, needed_steps: int, available: int | None
+def disk_bytes(folder: Path) -> int:
+    """What a folder may come to hold: the free bytes of its disk, and those of its own files."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    own = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return shutil.disk_usage(there).free + own
+
+
+def check_replay_room(
+    fields: Mapping[str, FieldLike],
+    capacity_steps: int,
+    needed_steps: int,
+    available: int | None,
+    kind: Literal["memory", "disk"] = "memory",
 ) -> None:
-    """Refuses a replay buffer that would not fit in memory by the end of the run.
+    """Refuses a replay buffer that would not fit where it is kept by the end of the run.
 
     Args:
         fields: what is stored of a step.
         capacity_steps: steps that the buffer may hold.
         needed_steps: steps that the run will write.
-        available: bytes that can be taken, from `available_bytes`.
+        available: bytes that can be taken, from `available_bytes` or `disk_bytes`.
+        kind: of what.
 
     Raises:
         ConfigError: says what is needed, what there is, and which capacity would fit.
@@ -134,7 +147,7 @@ def check_replay_memory(
     if needed > room:
         raise ConfigError(
             f"replay.capacity_steps {capacity_steps} needs {needed / GIB:.1f} GiB "
-            f"of memory ({bytes_per_step} bytes a step), {available / GIB:.1f} GiB are available "
+            f"of {kind} ({bytes_per_step} bytes a step), {available / GIB:.1f} GiB are available "
             f"and {RESERVED_BYTES / GIB:.0f} stays for the rest: "
             f"{room // bytes_per_step} steps would fit"
         )

@@ -134,10 +134,9 @@ class Trainer:
         train, replay = self.config.train, self.config.replay
         fields = replay_fields(self.env.observation_spec, self.env.action_spec)
         on_disk = replay.storage == "disk"
-        if not on_disk:
-            steps = train.env_steps // self.config.env.action_repeat + self.env.num_envs
-            available = machine.available_bytes()
-            machine.check_replay_memory(fields, replay.capacity_steps, steps, available)
+        steps = train.env_steps // self.config.env.action_repeat + self.env.num_envs
+        room = machine.disk_bytes(self.folder.replay) if on_disk else machine.available_bytes()
+        machine.check_replay_room(fields, replay.capacity_steps, steps, room, replay.storage)
         return ReplayBuffer(
             fields,
             replay.capacity_steps,

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,14 +53,14 @@ def test_replay_that_would_not_fit_is_refused_with_the_capacity_that_would() -> 
     fields = {"image": tiny.IMAGE, "vector": tiny.VECTOR}
     step_bytes = 3 * 64 * 64 + 4 * 3
     available = RESERVED_BYTES + 1000 * step_bytes
-    machine.check_replay_memory(fields, 1000, 10**9, available)
-    machine.check_replay_memory(fields, 10**9, 1000, available)  # never filled
-    machine.check_replay_memory(fields, 10**9, 10**9, None)
+    machine.check_replay_room(fields, 1000, 10**9, available)
+    machine.check_replay_room(fields, 10**9, 1000, available)  # never filled
+    machine.check_replay_room(fields, 10**9, 10**9, None)
     with pytest.raises(ConfigError, match=r"capacity_steps 1001 needs.* 1000 steps would fit") as e:
-        machine.check_replay_memory(fields, 1001, 10**9, available)
+        machine.check_replay_room(fields, 1001, 10**9, available)
     assert "\n" not in str(e.value)
     with pytest.raises(ConfigError, match=r"\b0 steps would fit"):
-        machine.check_replay_memory(fields, 5, 5, GIB // 2)
+        machine.check_replay_room(fields, 5, 5, GIB // 2)
 
 
 def draw() -> tuple[float, float, float]:
@@ -115,3 +117,12 @@ def test_stop_signals_leave_other_threads_alone() -> None:
     thread.start()
     thread.join()
     assert failures == []
+
+
+def test_a_folders_room_is_the_free_disk_and_what_it_holds(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    missing = tmp_path / "not" / "there"
+    assert machine.disk_bytes(missing) == pytest.approx(free, rel=0.01)
+    (tmp_path / "held").write_bytes(b"")
+    os.truncate(tmp_path / "held", 10**13)
+    assert machine.disk_bytes(tmp_path) == pytest.approx(free + 10**13, rel=0.01)

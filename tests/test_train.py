@@ -494,6 +494,15 @@ def test_replay_beyond_the_memory_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_replay_beyond_the_disk_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "disk_bytes", lambda folder: machine.RESERVED_BYTES + 999)
+    with pytest.raises(ConfigError, match=r"GiB of disk .* steps would fit"):
+        train(tiny_run.config(replay={"storage": "disk"}), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     start(tiny_run.config(), tmp_path).__exit__()
     with pytest.raises(ConfigError, match="holds a run: resume it"):
