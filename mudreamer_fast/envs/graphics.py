@@ -25,6 +25,8 @@ from mudreamer_fast.envs.vector_env import EnvError
 log = logging.getLogger(__name__)
 
 DEVICE_VARIABLE = "MUJOCO_EGL_DEVICE_ID"
+SOFTWARE_THREADS_VARIABLE = "LP_NUM_THREADS"
+"""Of Mesa's llvmpipe, which reads it when the first context is made."""
 INSTALL_HINT = "install the Debian/Ubuntu packages libegl1 and libgl1-mesa-dri"
 SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "software rasterizer")
 
@@ -118,6 +120,9 @@ def prepare(profile: ProfileName | Literal["auto"]) -> ProfileName:
         EnvError: EGL is missing or nothing can be rendered with it.
         ConfigError: MUJOCO_EGL_DEVICE_ID names no device.
     """
+    if profile != "reference":
+        # a small, cheap image is drawn sooner than the threads of the software renderer wake up
+        os.environ.setdefault(SOFTWARE_THREADS_VARIABLE, "0")
     name = renderer_name()
     if profile != "auto":
         return profile

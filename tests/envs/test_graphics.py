@@ -150,6 +150,29 @@ def test_auto_takes_the_light_profile_in_software_and_says_so_once(
     assert "light render profile" in caplog.messages[0]
 
 
+@pytest.mark.parametrize(
+    ("profile", "before", "after"),
+    [("auto", None, "0"), ("flat", None, "0"), ("light", "2", "2"), ("reference", None, None)],
+)
+def test_cheap_profiles_leave_drawing_to_the_calling_thread_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, profile: str, before: str | None, after: str | None
+) -> None:
+    seen = []
+
+    def renderer() -> str:
+        seen.append(os.environ.get("LP_NUM_THREADS"))
+        return "llvmpipe (LLVM 15.0.6, 256 bits)"
+
+    monkeypatch.setattr(graphics, "renderer_name", renderer)
+    monkeypatch.setenv("LP_NUM_THREADS", "to be restored")
+    if before is None:
+        monkeypatch.delenv("LP_NUM_THREADS")
+    else:
+        monkeypatch.setenv("LP_NUM_THREADS", before)
+    graphics.prepare(profile)  # type: ignore[arg-type]
+    assert seen == [after], "it is read when the first context is made"
+
+
 def test_auto_takes_the_reference_profile_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
