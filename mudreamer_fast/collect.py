@@ -115,10 +115,12 @@ class Collector:
 
     def _store(self, step: VectorStep, action: Any) -> None:
         """Adds a step with the action that led to it: none, where the step is a reset."""
+        if np.count_nonzero(step.is_first):
+            action = np.where(step.is_first[:, None], np.float32(0), action)
         self._replay.add(
             {
                 **step.observation,
-                "action": np.where(step.is_first[:, None], np.float32(0), action),
+                "action": action,
                 "reward": step.reward,
                 "is_first": step.is_first,
                 "is_terminal": step.is_terminal,
@@ -127,7 +129,11 @@ class Collector:
 
     def _count(self, step: VectorStep) -> list[Episode]:
         self._scores += step.reward
-        self._lengths += ~step.is_first
+        self._lengths += 1
+        if np.count_nonzero(step.is_first):
+            self._lengths[step.is_first] = 0
+        if not np.count_nonzero(step.is_last):
+            return []
         ended = np.flatnonzero(step.is_last)
         episodes = [Episode(float(self._scores[i]), int(self._lengths[i]), int(i)) for i in ended]
         self._scores[ended] = 0

@@ -73,8 +73,8 @@ class EnvPoolEnv:
         self.num_envs = num_envs
         action = self._pool.action_spec()
         self.action_spec = ActionSpec(size=action.shape[0], continuous=True)
-        self._action_half = (np.asarray(action.maximum) - action.minimum) / 2
-        self._action_centre = (np.asarray(action.maximum) + action.minimum) / 2
+        bounds = np.array([action.minimum, action.maximum], np.float64)
+        self._action_centre, self._action_half = bounds.mean(0), np.diff(bounds, axis=0)[0] / 2
         shown = self._pool.observation_spec()
         vector_size = sum(
             int(np.prod(getattr(shown, key).shape)) for key in self._task.observation_keys
@@ -82,6 +82,10 @@ class EnvPoolEnv:
         self.observation_spec = observation_specs(
             self._pixels, self._size, 0 if config.observation == "pixels" else vector_size
         )
+        self._state_names: list[str] = self._pool._state_keys
+        self._vector_names = [  # dm_control's observations in its order
+            f"obs:{key}" for key in self._task.observation_keys if "vector" in self.observation_spec
+        ]
         self._all = np.arange(num_envs, dtype=np.int32)
         self._is_last = np.zeros(num_envs, bool)
 
@@ -114,53 +118,61 @@ class EnvPoolEnv:
 
     def reset(self) -> VectorStep:
         """Starts a new episode everywhere; see `VectorEnv.reset`."""
-        shown = self._open_pool().reset()
+        pool = self._open_pool()
+        pool._reset(self._all)
         zeros, no = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
         self._is_last = no
-        observation = self._observe(self._vectors(shown.observation))
-        return VectorStep(observation, zeros, ~no, no.copy(), no.copy())
+        return VectorStep(self._observe(self._receive()), zeros, ~no, no.copy(), no.copy())
 
     def step(self, action: FloatArray) -> VectorStep:
         """Advances every environment by one policy step; see `VectorEnv.step`."""
-        pool = self._open_pool()
+        self._open_pool()
         check_action(action, self.num_envs, self.action_spec)
-        controls = self._action_centre + self._action_half * np.clip(action, -1, 1, dtype=float)
-        is_first = self._is_last
-        shown = pool.step(controls)
-        # EnvPool repeats the last episode's reward on the step that resets
-        reward = np.where(is_first, np.float32(0), shown.reward)
-        is_last = shown.step_type == _LAST
-        is_terminal = is_last & (shown.discount == 0)
-        vectors = self._vectors(shown.observation)
+        inside = np.minimum(np.maximum(action, -1), 1)
+        controls = self._action_centre + self._action_half * inside
+        is_first, any_first = self._is_last, np.count_nonzero(self._is_last) > 0
+        state = self._advance(controls, self._all)
+        if any_first:
+            # EnvPool repeats the last episode's reward on the step that resets
+            state["reward"][is_first] = 0
+        is_last = state["step_type"] == _LAST
         for _ in range(self._repeat - 1):
-            # an environment that has just reset, or whose episode is over, has had its step
-            ids = np.flatnonzero(~(is_first | is_last)).astype(np.int32)
-            if not ids.size:
-                break
-            shown = pool.step(controls[ids], ids)
-            ids = shown.observation.env_id
-            reward[ids] += shown.reward
-            is_last[ids] = shown.step_type == _LAST
-            is_terminal[ids] = is_last[ids] & (shown.discount == 0)
-            if vectors is not None:
-                vectors[ids] = self._vectors(shown.observation)
+            if not (any_first or np.count_nonzero(is_last)):
+                earlier, state = state, self._advance(controls, self._all)
+                state["reward"] += earlier["reward"]
+            else:
+                # an environment that has just reset, or whose episode is over, has had its step
+                ids = np.flatnonzero(~(is_first | is_last)).astype(np.int32)
+                if not ids.size:
+                    break
+                some = self._advance(controls[ids], ids)
+                ids = some["info:env_id"]
+                some["reward"] += state["reward"][ids]
+                for name, values in some.items():
+                    state[name][ids] = values
+            is_last = state["step_type"] == _LAST
         self._is_last = is_last.copy()
-        return VectorStep(self._observe(vectors), reward, is_first, is_last, is_terminal)
+        is_terminal = is_last & (state["discount"] == 0)
+        return VectorStep(self._observe(state), state["reward"], is_first, is_last, is_terminal)
 
-    def _vectors(self, shown: Any) -> FloatArray | None:
-        """(n, V) float32 of an EnvPool observation, in dm_control's order."""
-        if "vector" not in self.observation_spec:
-            return None
-        parts = [getattr(shown, key) for key in self._task.observation_keys]
-        return np.concatenate([part.reshape(len(part), -1) for part in parts], 1, dtype=np.float32)
+    def _advance(self, controls: Array, ids: Array) -> dict[str, Any]:
+        """One simulator step of the environments `ids`; see `_receive`."""
+        # what the public step() adds for the sake of other tasks takes longer than the physics
+        self._pool._send([ids, ids, controls])
+        return self._receive()
 
-    def _observe(self, vectors: FloatArray | None) -> dict[str, Array]:
+    def _receive(self) -> dict[str, Any]:
+        """What EnvPool has to say: new arrays by name, a row for each environment."""
+        return dict(zip(self._state_names, self._pool._recv(), strict=True))
+
+    def _observe(self, state: dict[str, Any]) -> dict[str, Array]:
         observation: dict[str, Array] = {}
         if self._pixels:
-            frames = self.render()
+            frames = self._pool._render(self._all, self._size, self._size, self._camera)
             observation["image"] = np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
-        if vectors is not None:
-            observation["vector"] = vectors
+        if self._vector_names:
+            parts = [state[name].reshape(self.num_envs, -1) for name in self._vector_names]
+            observation["vector"] = np.concatenate(parts, 1, dtype=np.float32)
         return observation
 
     def render(self, size: int | None = None, indices: Sequence[int] | None = None) -> Frames:

@@ -100,6 +100,24 @@ def test_envpool_env_scales_actions_to_the_tasks_bounds() -> None:
         np.testing.assert_array_equal(ours, theirs.astype(np.float32))
 
 
+def test_envpool_env_steps_on_where_the_episode_goes_on() -> None:
+    def play(num_envs: int, seed: int, starts_again: list[int], actions: Any) -> Any:
+        env = make("cartpole_balance", num_envs, seed, action_repeat=3, backend="envpool")
+        steps = roll(env, actions[:100])
+        if starts_again:
+            env._pool._reset(np.array(starts_again, np.int32))
+            env._pool._recv()
+        return stacked([*steps, *(env.step(action) for action in actions[100:])])
+
+    actions = np.random.default_rng(0).uniform(-1, 1, (437, 2, 1)).astype(np.float32)
+    data = play(2, 0, [1], actions)
+    assert np.flatnonzero(data["is_last"][:, 0]).tolist() == [334]
+    assert np.flatnonzero(data["is_last"][:, 1]).tolist() == [434]
+    first, second = play(1, 0, [], actions[:, :1]), play(1, 1, [0], actions[:, 1:])
+    assert_same({name: array[:, :1] for name, array in data.items()}, first)
+    assert_same({name: array[:, 1:] for name, array in data.items()}, second)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_envpool_env_gives_the_same_on_any_number_of_threads(threads: int) -> None:
     usual = make("cheetah_run", num_envs=3, backend="envpool")
