@@ -1,110 +1,259 @@
-"""Collecting: policy steps of both simulators with random actions, and of EnvPool left alone.
+"""Collecting: both simulators called by hand, our environments on them, and the collector.
 
-Run with `make bench` or `pytest bench/bench_collect.py`. A group compares, for one kind of
-observation and one number of environments, our environments on EnvPool and on dm_control, the
-whole collector with its replay, and EnvPool called by hand: two steps, rewards added, one render.
-Frames are 64x64 with the light render profile; `extra_info` holds simulator steps per second.
+Run with `make bench` or `pytest bench/bench_collect.py`. In a group the contenders take turns, a
+few policy steps each, so that all see the same machine; `extra_info` holds simulator steps per
+second, and each contender's rate over raw EnvPool's, as the median and the quartiles of the rounds.
+By hand means as one would: EnvPool stepped twice through its public interface, rewards added, one
+render of all; dm_control's environments one after the other in one process, with kept cameras.
+Frames are 64x64 with the light render profile.
+
+`bench_acting` has the quick preset's agent act, and says where a policy step's time goes.
 """
 
 from __future__ import annotations
 
+import statistics
+import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from mudreamer_fast.agent import Agent
 from mudreamer_fast.collect import Collector, random_policy, replay_fields
-from mudreamer_fast.config import EnvConfig
+from mudreamer_fast.config import PRESETS, EnvConfig
 from mudreamer_fast.envs import VectorEnv, graphics, make_env
-from mudreamer_fast.envs.render_profile import write_assets
+from mudreamer_fast.envs.render_profile import apply_to_model, write_assets
+from mudreamer_fast.envs.tasks import find_task
 from mudreamer_fast.replay import ReplayBuffer
 
-TASK, DOMAIN, ENVPOOL_ID = "dmc/cartpole_swingup", "cartpole", "CartpoleSwingup-v1"
-REPEAT = 2
-STEPS = 25
-"""Policy steps in a round."""
-ROUNDS = 12
+REPEAT, SIZE = 2, 64
+ROUNDS = 30
+ROUND_SECONDS = 0.02
+"""What a turn of raw EnvPool should take; the others take as many policy steps."""
+ACTING_STEPS = 100
 
 Observation = Literal["vector", "pixels"]
-Take = Callable[[], object]
-"""Takes one policy step of all environments."""
+Take = Callable[[int], object]
+"""Takes so many policy steps of all environments."""
 
 
-def simulator(backend: Literal["envpool", "dm_control"]) -> Callable[..., Take]:
-    def start(observation: Observation, num_envs: int, folder: Path) -> Take:
-        env = started(observation, num_envs, backend)
-        act = random_policy(env.action_spec, num_envs, 0)
-        env.reset()
-        return lambda: env.step(act({}, None, None)[0])  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Work:
+    """What all contenders of a group have to do."""
 
-    return start
-
-
-def started(observation: Observation, num_envs: int, backend: str) -> VectorEnv:
-    config = EnvConfig(
-        TASK, observation, REPEAT, render_profile="light", backend=backend  # type: ignore[arg-type]
-    )  # fmt: skip
-    return make_env(config, num_envs, seed=0)
+    task: str
+    observation: Observation
+    num_envs: int
+    closing: ExitStack
+    """Ends what the contenders have started."""
 
 
-def collector(observation: Observation, num_envs: int, folder: Path) -> Take:
-    env = started(observation, num_envs, "envpool")
-    fields = replay_fields(env.observation_spec, env.action_spec)
-    replay = ReplayBuffer(fields, 20_000, num_envs, seed=0)
-    collecting = Collector(env, replay, random_policy(env.action_spec, num_envs, 0))
-    return lambda: collecting.collect(1)
-
-
-def raw_envpool(observation: Observation, num_envs: int, folder: Path) -> Take:
+def raw_envpool(work: Work, threads: int) -> Take:
     graphics.prepare("light")
     import envpool
 
-    base_path = envpool.make_spec(ENVPOOL_ID).config.base_path
-    write_assets(Path(base_path), DOMAIN, "light", folder)
-    pool = envpool.make_dm(ENVPOOL_ID, num_envs=num_envs, seed=0, base_path=str(folder))
+    found, camera = find_task(work.task)
+    base_path = envpool.make_spec(found.envpool_id).config.base_path
+    with tempfile.TemporaryDirectory() as folder:
+        write_assets(Path(base_path), found.domain, "light", Path(folder))
+        pool = envpool.make_dm(
+            found.envpool_id, num_envs=work.num_envs, num_threads=threads, seed=0, base_path=folder
+        )
     pool.reset()
-    rng, everyone = np.random.default_rng(0), np.arange(num_envs, dtype=np.int32)
+    rng, everyone = np.random.default_rng(0), np.arange(work.num_envs, dtype=np.int32)
+    shape = work.num_envs, *pool.action_spec().shape
 
-    def take() -> object:
-        action = rng.uniform(-1, 1, (num_envs, 1))
-        reward = pool.step(action).reward + pool.step(action).reward
-        return reward, pool._render(everyone, 64, 64, 0) if observation == "pixels" else None
+    def take(steps: int) -> None:
+        for _ in range(steps):
+            action = rng.uniform(-1, 1, shape)
+            _ = pool.step(action).reward + pool.step(action).reward
+            if work.observation == "pixels":
+                pool._render(everyone, SIZE, SIZE, camera)
 
     return take
 
 
-PROVIDERS = {
-    "raw-envpool": raw_envpool,
-    "envpool": simulator("envpool"),
-    "collector": collector,
-    "dm_control": simulator("dm_control"),
+def raw_dm_control(work: Work, threads: int) -> Take:
+    graphics.prepare("light")
+    from dm_control import suite
+    from dm_control.mujoco import engine
+
+    found, camera = find_task(work.task)
+    seeds = range(work.num_envs)
+    envs = [suite.load(found.domain, found.name, {"random": seed}) for seed in seeds]
+    rng = np.random.default_rng(0)
+    shape = work.num_envs, *envs[0].action_spec().shape
+    cameras: list[Any] = []
+    for env in envs:
+        apply_to_model(env.physics.model, "light")
+        env.reset()
+
+    def turn(steps: int) -> None:
+        if work.observation == "pixels" and not cameras:
+            cameras.extend(engine.Camera(env.physics, SIZE, SIZE, camera) for env in envs)
+        for _ in range(steps):
+            for env, action in zip(envs, rng.uniform(-1, 1, shape), strict=True):
+                for _ in range(REPEAT):
+                    env.step(action)
+            for each in cameras:
+                each.render()
+
+    def close() -> None:
+        for env in envs:
+            env.physics.free()
+
+    # a thread of its own: EnvPool changes the context of this one behind dm_control's back
+    thread = work.closing.enter_context(ThreadPoolExecutor(1))
+    work.closing.callback(lambda: thread.submit(close).result())
+    return lambda steps: thread.submit(turn, steps).result()
+
+
+def started(work: Work, threads: int, backend: str) -> VectorEnv:
+    config = EnvConfig(
+        work.task, work.observation, REPEAT, render_profile="light",
+        simulator_threads=threads or None, backend=backend,  # type: ignore[arg-type]
+    )  # fmt: skip
+    env = make_env(config, work.num_envs, seed=0)
+    work.closing.callback(env.close)
+    return env
+
+
+def environment(work: Work, threads: int, backend: str = "envpool") -> Take:
+    env = started(work, threads, backend)
+    act = random_policy(env.action_spec, work.num_envs, 0)
+    env.reset()
+
+    def take(steps: int) -> None:
+        for _ in range(steps):
+            env.step(act({}, None, None)[0])  # type: ignore[arg-type]
+
+    return take
+
+
+def dmc_environment(work: Work, threads: int) -> Take:
+    return environment(work, threads, "dm_control")
+
+
+def collector(work: Work, threads: int) -> Take:
+    env = started(work, threads, "envpool")
+    fields = replay_fields(env.observation_spec, env.action_spec)
+    replay = ReplayBuffer(fields, 20_000, work.num_envs, seed=0)
+    return Collector(env, replay, random_policy(env.action_spec, work.num_envs, 0)).collect
+
+
+CONTENDERS: dict[str, tuple[Callable[..., Take], int]] = {
+    "raw EnvPool": (raw_envpool, 0),
+    "raw EnvPool, 1 thread": (raw_envpool, 1),
+    "EnvPoolEnv": (environment, 0),
+    "EnvPoolEnv, 1 thread": (environment, 1),
+    "collector": (collector, 0),
+    "collector, 1 thread": (collector, 1),
+    "raw dm_control": (raw_dm_control, 0),
+    "DmcEnv": (dmc_environment, 0),
 }
+"""How to start each, and EnvPool's threads; 0 leaves them to EnvPool."""
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("num_envs", [1, 4, 8])
+def seconds(take: Take, steps: int) -> float:
+    start = time.perf_counter()
+    take(steps)
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("num_envs", [1, 4, 8, 16])
 @pytest.mark.parametrize("observation", ["vector", "pixels"])
-def bench_policy_steps(
-    benchmark: BenchmarkFixture,
-    observation: Observation,
-    num_envs: int,
-    provider: str,
-    tmp_path: Path,
+@pytest.mark.parametrize("task", ["cartpole_swingup", "cheetah_run", "walker_walk"])
+def bench_collecting(
+    benchmark: BenchmarkFixture, task: str, observation: Observation, num_envs: int
 ) -> None:
-    benchmark.group = f"{observation}, {num_envs} environments"
-    take = PROVIDERS[provider](observation, num_envs, tmp_path)
+    benchmark.group = f"{task}, {observation}, {num_envs} environments"
+    with ExitStack() as closing:
+        work = Work(f"dmc/{task}", observation, num_envs, closing)
+        takes = {name: start(work, threads) for name, (start, threads) in CONTENDERS.items()}
+        for take in takes.values():
+            take(3)
+        steps = max(1, round(ROUND_SECONDS * 5 / seconds(takes["raw EnvPool"], 5)))
+        rounds: list[dict[str, float]] = []
 
-    def take_steps() -> None:
-        for _ in range(STEPS):
-            take()
+        def one_round() -> None:
+            names = list(takes) if len(rounds) % 2 else list(takes)[::-1]
+            rounds.append({name: seconds(takes[name], steps) for name in names})
 
-    benchmark.pedantic(take_steps, rounds=ROUNDS, warmup_rounds=1)
-    if benchmark.stats:
-        simulator_steps = STEPS * num_envs * REPEAT
-        benchmark.extra_info["simulator_steps_per_second"] = round(
-            simulator_steps / benchmark.stats["median"]
+        benchmark.pedantic(one_round, rounds=ROUNDS, warmup_rounds=1)
+    found = {}
+    for name in takes:
+        median = statistics.median(one[name] for one in rounds)
+        over_raw = np.array([one["raw EnvPool"] / one[name] for one in rounds])
+        low, middle, high = np.quantile(over_raw, (0.25, 0.5, 0.75)).tolist()
+        found[name] = {
+            "simulator_steps_per_second": round(steps * num_envs * REPEAT / median),
+            "over_raw_envpool": {"median": middle, "quartiles": [low, high]},
+        }
+    benchmark.extra_info |= {"contenders": found, "renderer": graphics.renderer_name()}
+    print()
+    for name, row in found.items():
+        ratio = row["over_raw_envpool"]
+        low, high = ratio["quartiles"]
+        print(
+            f"  {name:24}{row['simulator_steps_per_second']:9} steps/s "
+            f"{ratio['median']:7.3f} ({low:.3f} to {high:.3f}) of raw EnvPool"
         )
-        benchmark.extra_info["renderer"] = graphics.renderer_name()
+
+
+@pytest.mark.parametrize("num_envs", [4, 8])
+def bench_acting(benchmark: BenchmarkFixture, num_envs: int) -> None:
+    benchmark.group = f"quick preset acts in {num_envs} environments"
+    config = PRESETS["quick"][1]
+    torch.set_num_threads(1)
+    env = make_env(config.env, num_envs, seed=0)
+    agent = Agent(config, env.observation_spec, env.action_spec, torch.device("cpu"))
+    fields = replay_fields(env.observation_spec, env.action_spec)
+    replay = ReplayBuffer(fields, config.replay.capacity_steps, num_envs, seed=0)
+    spent: Counter[str] = Counter()
+
+    def timed(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = call(*arguments)
+            spent[part] += time.perf_counter() - start
+            return result
+
+        return run
+
+    pool = env._pool  # type: ignore[attr-defined]
+    for part, method in (("simulate", "_send"), ("simulate", "_recv"), ("render", "_render")):
+        setattr(pool, method, timed(part, getattr(pool, method)))
+    replay.add = timed("replay add", replay.add)  # type: ignore[method-assign]
+    act = timed("policy", agent.act)
+    collecting = Collector(env, replay, act, agent.initial_state(num_envs))
+    collecting.collect(10)
+    rows: list[dict[str, float]] = []
+
+    def one_round() -> None:
+        spent.clear()
+        total = seconds(collecting.collect, ACTING_STEPS)
+        parts = {**spent, "rest": total - spent.total(), "all": total}
+        rows.append({name: 1e3 * value / ACTING_STEPS for name, value in parts.items()})
+
+    benchmark.pedantic(one_round, rounds=12, warmup_rounds=1)
+    benchmark.extra_info["milliseconds_per_step"] = {
+        name: {
+            "median": statistics.median(row[name] for row in rows),
+            "min": min(row[name] for row in rows),
+            "max": max(row[name] for row in rows),
+        }
+        for name in rows[0]
+    }
+    print()
+    for name, row in benchmark.extra_info["milliseconds_per_step"].items():
+        print(f"  {name:12}{row['median']:8.3f} ms ({row['min']:.3f} to {row['max']:.3f})")
