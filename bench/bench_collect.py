@@ -182,6 +182,9 @@ def bench_collecting(
         turns = {name: functools.partial(take, steps) for name, take in takes.items()}
         rate = ("simulator steps/s", steps * num_envs * REPEAT)
         take_turns(benchmark, turns, "raw EnvPool", ROUNDS, rate)
+        # a simulator that draws takes tens of megabytes, and goes with its contender
+        takes.clear()
+        turns.clear()
     benchmark.extra_info["renderer"] = graphics.renderer_name()
 
 
