@@ -39,8 +39,8 @@ from mudreamer_fast.envs.tasks import find_task
 from mudreamer_fast.replay import ReplayBuffer
 
 REPEAT, SIZE = 2, 64
-ROUNDS = 30
-ROUND_SECONDS = 0.02
+ROUNDS = 24
+ROUND_SECONDS = 0.05
 """What a turn of raw EnvPool should take; the others take as many policy steps."""
 ACTING_STEPS = 100
 
