@@ -7,10 +7,9 @@
 //     it takes to draw windows or move a counter, never while steps are copied, with three
 //     exceptions that change steps in place: write_back, restore and map_segment.
 //   - Readers claim the steps they will read, and then read without any lock. Any number may.
-//   - append has more slots than it has steps to keep, and writes to one that no reader can be
-//   given
-//     any more. It waits only where a claim is so old that it still covers that slot. Appends
-//     happen one at a time.
+//   - append has more slots than steps to keep, and writes to one that no reader can be given any
+//     more. It waits only where a claim is so old that it still covers that slot. Appends happen
+//     one at a time.
 //   - Draws from a view depend on it and the generator alone, whatever is appended meanwhile.
 //   - write_back, restore and map_segment wait for all claims to end; none is given meanwhile.
 //   The caller keeps its own arrays still while a call reads or writes them. A process forked while

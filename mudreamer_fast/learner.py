@@ -45,9 +45,10 @@ class Learner:
         """Wall time between a job's end and the next one's start, pauses left out."""
         self._agent, self._batches, self._stopped = agent, batches, stopped
         self._thread: ThreadPoolExecutor | None = None
+        self._threads = torch.get_num_threads()
         if in_background:
             self._thread = ThreadPoolExecutor(1, "learner")
-            self._thread.submit(_settle_in, agent.device, torch.get_num_threads()).result()
+            self._thread.submit(_settle_in, agent.device, self._threads).result()
             torch.set_num_threads(ACTING_THREADS)
         self._job: Future[list[dict[str, float]]] | None = None
         self._idle_since: float | None = None
@@ -80,9 +81,10 @@ class Learner:
         self._idle_since = None
 
     def close(self) -> None:
-        """End the thread, and the job with it."""
+        """End the thread, after the job under way, and give the caller its threads back."""
         if self._thread is not None:
             self._thread.shutdown(wait=True)
+            torch.set_num_threads(self._threads)
 
     def _learn(self, updates: int) -> list[dict[str, float]]:
         metrics: list[dict[str, float]] = []

@@ -38,6 +38,8 @@ from mudreamer_fast.scoring import (
 
 EVALUATION_MARGIN = 1.5
 """The final evaluation is given this many times the last one's duration within max_minutes."""
+SPARE_SHARE = 0.02
+"""Of the replay's capacity, taken on top of it at most, so that steps need not wait for a job."""
 COLLECT_SEED, REPLAY_SEED, PREFILL_SEED, ACT_SEED, RANDOM_SEED = range(5)
 """Uses that a run's seed is split into, for `machine.derived_seed`."""
 
@@ -145,12 +147,14 @@ class Trainer:
             replay.gather_threads,
             self.folder.replay if on_disk else None,
             replay.flush_every_seconds if on_disk else None,
-            spare_steps=self._rounds_per_update() + 1,
+            spare_steps=self._spare_steps(),
         )
 
-    def _rounds_per_update(self) -> int:
-        """Steps of all environments from one job of the learner to the next, at most."""
-        return math.ceil(1 / (self.env.num_envs * self.config.updates_per_policy_step))
+    def _spare_steps(self) -> int:
+        """Steps that the replay takes from one job of the learner to the next, unless too many."""
+        rounds = math.ceil(1 / (self.env.num_envs * self.config.updates_per_policy_step))
+        share = SPARE_SHARE * self.config.replay.capacity_steps / self.env.num_envs
+        return max(1, min(rounds + 1, int(share)))
 
     def _make_batches(self, device: torch.device) -> Prefetcher:
         replay = self.config.replay

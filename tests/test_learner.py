@@ -60,12 +60,10 @@ class Stock:
 
 @pytest.fixture(params=[False, True], ids=["here", "background"])
 def parts(request):
-    threads = torch.get_num_threads()
     agent, stock = CountingAgent(), Stock()
     learner = Learner(agent, stock, request.param)  # type: ignore[arg-type]
     yield learner, agent, stock
     learner.close()
-    torch.set_num_threads(threads)
 
 
 def test_metrics_come_in_order_once(parts):
@@ -136,4 +134,5 @@ def test_the_background_keeps_the_threads_and_acting_takes_one():
     assert torch.get_num_threads() == 1
     assert learner._thread.submit(torch.get_num_threads).result() == 2
     learner.close()
+    assert torch.get_num_threads() == 2
     torch.set_num_threads(threads)
