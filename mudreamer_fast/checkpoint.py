@@ -14,11 +14,9 @@ or after it, the manifest names files that are complete.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shutil
-import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,15 +31,19 @@ from mudreamer_fast.checkpoint_files import (
     measure,
     read_array,
     settle_mapped,
-    sync_folder,
     write_array,
 )
+from mudreamer_fast.manifest import (
+    MANIFEST,
+    ManifestError,
+    read_manifest,
+    sync_folder,
+    write_manifest,
+)
 
-FORMAT = "mudreamer_fast checkpoint"
+KIND = "checkpoint"
 VERSION = 1
 """Raised whenever the layout changes; other versions are refused."""
-
-MANIFEST = "manifest.json"
 
 Build: TypeAlias = Callable[[Empty], Mapping[str, Any]]
 """Makes a state; large arrays in memory from `Empty` are written by being filled."""
@@ -86,7 +88,8 @@ def save(state: Mapping[str, Any] | Build, folder: str | os.PathLike[str]) -> No
             _write_entry(data, key, value, mapped, files)
         mapped.discard_unused()
         sync_folder(data)
-        _commit(folder, data.name, files, list(values))
+        entries = {"data": data.name, "files": files, "keys": list(values)}
+        write_manifest(folder, KIND, VERSION, entries)
     except OSError as error:
         _discard(data, folder)
         kind = DiskFullError if error.errno in _DISK_FULL else CheckpointError
@@ -222,19 +225,6 @@ def _join(tree: Any, data: Path) -> Any:
     return tree
 
 
-def _commit(folder: Path, data: str, files: dict[str, dict[str, int]], keys: list[str]) -> None:
-    manifest = {"data": data, "files": files, "keys": keys}
-    body = json.dumps(manifest, sort_keys=True)
-    text = {"format": FORMAT, "version": VERSION, "crc32": zlib.crc32(body.encode()), **manifest}
-    temporary = folder / f"{MANIFEST}.tmp"
-    with temporary.open("w") as file:
-        json.dump(text, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / MANIFEST)
-    sync_folder(folder)
-
-
 def _discard(data: Path | None, folder: Path) -> None:
     """Removes what an unfinished save wrote, unless its manifest was already committed."""
     if data is None or not data.exists():
@@ -249,23 +239,13 @@ def _discard(data: Path | None, folder: Path) -> None:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        return read_manifest(folder, KIND, VERSION)
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"no checkpoint in {folder}") from None
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError:
-        raise CheckpointError(f"damaged checkpoint: {path} is not JSON") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not the manifest of a {FORMAT}")
-    if manifest.get("version") != VERSION:
         raise CheckpointError(
-            f"the checkpoint in {folder} has version {manifest.get('version')}, "
-            f"this program reads version {VERSION}"
-        )
-    body = {name: manifest.get(name) for name in ("data", "files", "keys")}
-    if zlib.crc32(json.dumps(body, sort_keys=True).encode()) != manifest.get("crc32"):
-        raise CheckpointError(f"damaged checkpoint: {path} does not match its checksum")
-    return manifest
+            f"cannot read {folder / MANIFEST}: {error.strerror or error}"
+        ) from error
+    except ManifestError as error:
+        raise CheckpointError(str(error)) from None

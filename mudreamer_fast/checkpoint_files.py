@@ -158,14 +158,3 @@ def read_array(path: Path) -> NDArray[Any]:
     """Reads a .npy file; a large one as a read-only map of the file."""
     mapped = path.stat().st_size >= MAP_BYTES
     return np.asarray(np.load(path, "r" if mapped else None, allow_pickle=False))
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable, where the system lets folders be opened."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,7 +14,7 @@ PACKAGE = "mudreamer_fast"
 
 ROWS: tuple[tuple[str, ...], ...] = (
     ("symlog", "config", "allocator", "returns", "optim", "metrics", "weights"),
-    ("checkpoint_files", "_replay"),
+    ("checkpoint_files", "manifest", "_replay"),
     ("checkpoint", "distributions", "machine", "run_folder", "pictures", "kernels"),
     ("reference", "replay", "envs", "reporting", "doctor"),
     ("backend", "networks", "collect", "evaluate"),
@@ -34,7 +34,7 @@ ONLY: dict[str, set[str]] = {
     "distributions": {"symlog"},
     "kernels": {"weights"},
     "reference": {"symlog", "distributions", "weights"},
-    "replay": {"_replay", "checkpoint_files"},
+    "replay": {"_replay", "manifest"},
     "envs": {"config"},
     "networks": {"config", "symlog", "distributions", "weights"},
     "collect": {"envs", "replay"},

@@ -17,23 +17,20 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import threading
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mudreamer_fast._replay import Replay
-from mudreamer_fast.checkpoint_files import sync_folder
+from mudreamer_fast.manifest import ManifestError, read_manifest, write_manifest
 from mudreamer_fast.replay.batch import Layout
 
-FORMAT = "mudreamer_fast replay"
+KIND = "replay buffer"
 VERSION = 1
 """Raised whenever the layout changes; other versions are refused."""
 
-MANIFEST = "manifest.json"
 SEGMENT_BYTES = 1 << 25
 """About what a segment holds: files that are few, and a tail that is cheap to write again."""
 LEAST_SEGMENT_STEPS = 16
@@ -172,23 +169,14 @@ class Storage:
                 store.map_segment(segment.first, str(self._folder / segment.file))
 
     def _commit(self, segments: list[Segment], steps_added: int, generator: int) -> None:
-        body = {
+        entries = {
             **self._identity(),
             "segment_steps": self.segment_steps,
             "segments": [asdict(segment) for segment in segments],
             "steps_added": steps_added,
             "generator": generator,
         }
-        checksum = zlib.crc32(json.dumps(body, sort_keys=True).encode())
-        text = {"format": FORMAT, "version": VERSION, "crc32": checksum, "body": body}
-        temporary = self._folder / f"{MANIFEST}.tmp"
-        with temporary.open("w") as file:
-            json.dump(text, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(self._folder)
-        os.replace(temporary, self._folder / MANIFEST)
-        sync_folder(self._folder)
+        write_manifest(self._folder, KIND, VERSION, entries)
         self._segments = segments
         names = {segment.file for segment in segments}
         for path in self._folder.glob("segment-*.bin"):
@@ -218,32 +206,21 @@ class Storage:
         return {"fields": fields, "num_streams": self._layout.num_streams}
 
     def _read_manifest(self) -> dict[str, Any] | None:
-        path = self._folder / MANIFEST
         try:
-            manifest = json.loads(path.read_text())
+            manifest = read_manifest(self._folder, KIND, VERSION)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StorageError(f"cannot read {path}: {error.strerror}") from error
-        except ValueError:
-            raise StorageError(f"damaged replay buffer: {path} is not JSON") from None
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise StorageError(f"{path} is not the manifest of a {FORMAT}")
-        if manifest.get("version") != VERSION:
-            raise StorageError(
-                f"the replay buffer in {self._folder} has version {manifest.get('version')}, "
-                f"this program reads version {VERSION}"
-            )
-        body: dict[str, Any] = manifest["body"]
-        if zlib.crc32(json.dumps(body, sort_keys=True).encode()) != manifest.get("crc32"):
-            raise StorageError(f"damaged replay buffer: {path} does not match its checksum")
+            raise StorageError(f"cannot read {self._folder}: {error.strerror}") from error
+        except ManifestError as error:
+            raise StorageError(str(error)) from None
         for name, expected in self._identity().items():
-            if body[name] != expected:
+            if manifest[name] != expected:
                 raise StorageError(
                     f"{self._folder} holds a replay buffer of other {name}: "
-                    f"{body[name]}, expected {expected}"
+                    f"{manifest[name]}, expected {expected}"
                 )
-        return body
+        return manifest
 
 
 class Flusher:

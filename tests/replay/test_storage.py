@@ -30,7 +30,7 @@ def open_replay(steps, tmp_path):
 
 
 def segments(folder: Path) -> list[dict]:
-    return json.loads((folder / "manifest.json").read_text())["body"]["segments"]
+    return json.loads((folder / "manifest.json").read_text())["segments"]
 
 
 def contents_are(replay, steps, begin, end):
@@ -171,7 +171,7 @@ def test_a_damaged_segment_is_left_out_and_reported(open_replay, steps, tmp_path
         (lambda text: text[: len(text) // 2], "is not JSON"),
         (lambda text: text.replace('"first": 16', '"first": 32'), "does not match its checksum"),
         (lambda text: text.replace('"version": 1', '"version": 9'), "has version 9, .* version 1"),
-        (lambda text: "{}", "is not the manifest of a mudreamer_fast replay"),
+        (lambda text: "{}", "is not the manifest of a mudreamer_fast replay buffer"),
         (lambda text: text.replace("mudreamer_fast replay", "other"), "is not the manifest"),
     ],
 )

@@ -1,0 +1,93 @@
+"""Manifests: the file of a folder that names what belongs to it, written last and all at once.
+
+A manifest is JSON: `format`, `version`, the entries, and the CRC-32 of these. It is renamed over
+the one before: whatever stops the process, the old or the new one is there, and names files that
+were complete before it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+"""Its name in the folder."""
+
+
+class ManifestError(RuntimeError):
+    """A manifest that cannot be trusted; the message is one line for the user."""
+
+
+def write_manifest(folder: Path, kind: str, version: int, entries: Mapping[str, Any]) -> None:
+    """Commits a folder to what the entries name.
+
+    Args:
+        folder: files that the entries name are in it, each of them synced.
+        kind: of thing that the folder holds, such as checkpoint.
+        version: of its layout.
+        entries: what JSON can hold; no key is format, version or crc32.
+
+    Raises:
+        OSError: it cannot be written; the manifest before it stays.
+    """
+    text = {"format": _format(kind), "version": version, "crc32": _checksum(entries), **entries}
+    temporary = folder / f"{MANIFEST}.tmp"
+    with temporary.open("w") as file:
+        json.dump(text, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
+    os.replace(temporary, folder / MANIFEST)
+    sync_folder(folder)
+
+
+def read_manifest(folder: Path, kind: str, version: int) -> dict[str, Any]:
+    """The entries of a folder's manifest.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+        ManifestError: it is damaged, or of another kind or version.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError:
+        raise ManifestError(f"damaged {kind}: {path} is not JSON") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != _format(kind):
+        raise ManifestError(f"{path} is not the manifest of a {_format(kind)}")
+    if manifest.get("version") != version:
+        raise ManifestError(
+            f"the {kind} in {folder} has version {manifest.get('version')}, "
+            f"this program reads version {version}"
+        )
+    entries = {
+        name: entry
+        for name, entry in manifest.items()
+        if name not in ("format", "version", "crc32")
+    }
+    if _checksum(entries) != manifest.get("crc32"):
+        raise ManifestError(f"damaged {kind}: {path} does not match its checksum")
+    return entries
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable, where the system lets folders be opened."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _format(kind: str) -> str:
+    return f"mudreamer_fast {kind}"
+
+
+def _checksum(entries: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(entries, sort_keys=True).encode())
