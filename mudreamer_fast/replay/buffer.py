@@ -65,6 +65,9 @@ class ReplayBuffer:
         spare_steps: int = 1,
     ) -> None:
         self._layout = make_layout(fields, capacity_steps, num_streams, seed, threads)
+        check_sizes(spare_steps=spare_steps)
+        if flush_every_seconds is not None and flush_every_seconds <= 0:
+            raise ValueError(f"flush_every_seconds must be positive, got {flush_every_seconds}")
         self._storage = None if folder is None else Storage(folder, self._layout)
         self._store = Replay(
             [(name, field.dtype, field.shape) for name, field in self._layout.fields.items()],

@@ -205,6 +205,15 @@ def test_a_buffer_of_other_fields_or_streams_is_refused(open_replay, steps, tmp_
         ReplayBuffer(fewer, 300, 3, 0, folder=tmp_path / "replay")
 
 
+@pytest.mark.parametrize("options", [{"flush_every_seconds": 0.0}, {"spare_steps": 0}])
+def test_options_out_of_range_are_refused_before_the_folder_is_touched(
+    open_replay, tmp_path, options
+):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be positive, got 0"):
+        open_replay(**options)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_place_that_is_no_folder_is_refused_in_one_line(steps, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot use .*file"):
