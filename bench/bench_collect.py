@@ -39,7 +39,9 @@ from mudreamer_fast.envs.tasks import find_task
 from mudreamer_fast.replay import ReplayBuffer
 
 REPEAT, SIZE = 2, 64
-ROUNDS = 24
+ROUNDS = 20
+WARM_STEPS = 3
+"""Policy steps before a turn: collecting goes on and on, and is not slow to begin every time."""
 ROUND_SECONDS = 0.05
 """What a turn of raw EnvPool should take; the others take as many policy steps."""
 ACTING_STEPS = 100
@@ -177,11 +179,12 @@ def bench_collecting(
         work = Work(f"dmc/{task}", observation, num_envs, closing)
         takes = {name: start(work, threads) for name, (start, threads) in CONTENDERS.items()}
         for take in takes.values():
-            take(3)
+            take(WARM_STEPS)
         steps = max(1, round(ROUND_SECONDS * 5 / seconds(lambda: takes["raw EnvPool"](5))))
         turns = {name: functools.partial(take, steps) for name, take in takes.items()}
         rate = ("simulator steps/s", steps * num_envs * REPEAT)
-        take_turns(benchmark, turns, "raw EnvPool", ROUNDS, rate)
+        warm = lambda name: takes[name](WARM_STEPS)  # noqa: E731
+        take_turns(benchmark, turns, "raw EnvPool", ROUNDS, rate, warm)
         # a simulator that draws takes tens of megabytes, and goes with its contender
         takes.clear()
         turns.clear()

@@ -24,8 +24,11 @@ def take_turns(
     base: str,
     rounds: int,
     rate: tuple[str, float],
+    warm: Callable[[str], object] = lambda name: None,
 ) -> None:
     """Time the contenders one after the other, in each round once, and print what came of it.
+
+    The order is drawn anew for each round: nobody always comes after the same, or after himself.
 
     Args:
         benchmark: gets the rows as `extra_info`; its own figures are those of a whole round.
@@ -33,15 +36,20 @@ def take_turns(
         base: whose rate the others' are divided by.
         rounds: how often.
         rate: what to count, and how much of it a call does.
+        warm: called before each turn with the contender's name; not timed.
     """
     unit, amount = rate
     for call in contenders.values():
         call()
     taken: list[dict[str, float]] = []
+    rng = np.random.default_rng(0)
 
     def one_round() -> None:
-        names = list(contenders) if len(taken) % 2 else list(contenders)[::-1]
-        taken.append({name: seconds(contenders[name]) for name in names})
+        turn = {}
+        for name in rng.permutation(list(contenders)).tolist():
+            warm(name)
+            turn[name] = seconds(contenders[name])
+        taken.append(turn)
 
     benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=1)
     found: dict[str, Any] = {}
