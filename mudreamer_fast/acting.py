@@ -135,7 +135,13 @@ class Acting:
                 self._encoder(batch),
                 state.action[:, None],
                 self._tensor(is_first[:, None]),
-                self._draw(torch.rand, state.generator, rows, 1, self._rssm.config.groups),
+                torch.rand(
+                    rows,
+                    1,
+                    self._rssm.config.groups,
+                    generator=state.generator,
+                    device=self._device,
+                ),
                 (state.deter, state.stoch),
             )
             deter, stoch = seen.deter[:, 0], seen.stoch[:, 0]
@@ -143,9 +149,7 @@ class Acting:
             if mode == "eval":
                 action = policy.mode
             else:
-                draw = torch.randn if self._action_spec.continuous else torch.rand
-                noise = self._draw(draw, state.generator, rows, self._actor.noise_size)
-                action = policy.sample(noise)
+                action = policy.sample(self._actor.draw_noise(state.generator, rows))
             action = bound_action(action)
             return action.cpu().numpy(), PolicyState(deter, stoch, action, state.generator)
 
@@ -154,7 +158,3 @@ class Acting:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
-
-    def _draw(self, draw: Any, generator: torch.Generator, *shape: int) -> Tensor:
-        drawn: Tensor = draw(*shape, generator=generator, device=self._device)
-        return drawn

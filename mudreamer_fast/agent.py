@@ -172,7 +172,7 @@ class Agent:
             stoch,
             is_terminal,
             self._uniforms(self.generator, rows, horizon, self.config.model.groups),
-            self._action_noise(self.generator, rows, horizon),
+            self.behaviour.actor.draw_noise(self.generator, rows, horizon),
             self.config.behaviour,
             self.behaviour.through_dynamics,
         )
@@ -262,8 +262,3 @@ class Agent:
 
     def _uniforms(self, generator: torch.Generator, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, device=self.device)
-
-    def _action_noise(self, generator: torch.Generator, *shape: int) -> Tensor:
-        size = self.behaviour.actor.noise_size
-        draw = torch.randn if self.action_spec.continuous else torch.rand
-        return draw(*shape, size, generator=generator, device=self.device)

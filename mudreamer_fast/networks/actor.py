@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
+import torch
 from torch import Tensor, nn
 
 from mudreamer_fast.config import ModelConfig
@@ -44,6 +45,11 @@ class ActionHead(nn.Module):
     def distribution(self, out: Tensor) -> Policy:
         """The distribution for raw outputs (..., 2A or A)."""
         return policy_distribution(out, self.continuous, self.unimix)
+
+    def draw_noise(self, generator: torch.Generator, *shape: int) -> Tensor:
+        """What `Policy.sample` turns into actions: (*shape, A) normal, or (*shape, 1) uniform."""
+        draw = torch.randn if self.continuous else torch.rand
+        return draw(*shape, self.noise_size, generator=generator, device=generator.device)
 
     def forward(self, inputs: Tensor) -> Policy:
         """The distribution of actions given (..., inputs)."""
