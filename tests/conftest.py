@@ -12,9 +12,12 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import pytest
 import torch
 
+from tests.interpreter import patch_once_a_launch
+
 # Before anything defines a kernel; where there is no GPU the kernels are interpreted.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    patch_once_a_launch()
 
 
 class GpuTally:
