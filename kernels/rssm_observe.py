@@ -239,7 +239,8 @@ def rssm_initial(weights: RssmWeights, groups: int, eps: float) -> tuple[Tensor,
     """The learned start: `h_0 = tanh(w)` (D,) and `z_0`, the mode of the prior there (G, C)."""
     deter = torch.tanh(weights.initial)
     prior = _prior(deter, weights, groups, eps)
-    return deter, F.one_hot(prior.argmax(-1), prior.shape[-1]).to(deter.dtype)
+    mode = prior.argmax(-1, keepdim=True)
+    return deter, torch.zeros_like(prior).scatter_(-1, mode, 1.0)
 
 
 def _prior(deter: Tensor, weights: RssmWeights, groups: int, eps: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mudreamer_fast.distributions import bound_action
 from mudreamer_fast.envs.vector_env import ActionSpec
+from mudreamer_fast.graphs import Capture, Graphed, Tensors
 from mudreamer_fast.networks import ActionHead, Encoder, Rssm, features
 
 SEED_OFFSET = 1_000_003
@@ -45,6 +46,7 @@ class Acting:
         observations: what the encoder sees, by name.
         action_spec: of one environment.
         device: where the parts live.
+        new_capture: makes what records a step as a CUDA graph; None runs steps as they are.
     """
 
     def __init__(
@@ -55,12 +57,15 @@ class Acting:
         observations: tuple[str, ...],
         action_spec: ActionSpec,
         device: torch.device,
+        new_capture: Callable[[], Capture] | None = None,
     ) -> None:
         self._parts = nn.ModuleList([encoder, rssm, actor])
         self._encoder, self._rssm, self._actor = encoder, rssm, actor
         self._observations, self._action_spec = observations, action_spec
         self._device = device
         self._stream: torch.cuda.Stream | None = None
+        self._new_capture = new_capture
+        self._graphed = Graphed(self._step, new_capture)
 
     def apart(self) -> Acting:
         """Copies with weights of their own, that act while the originals learn.
@@ -76,6 +81,7 @@ class Acting:
             self._observations,
             self._action_spec,
             self._device,
+            self._new_capture,
         )
         made._parts.requires_grad_(False)
         if self._device.type == "cuda":
@@ -128,30 +134,39 @@ class Acting:
             Actions (N, A) float32, in [-1, 1] or one-hot, and the next state.
         """
         with self._own_stream():
-            batch = {name: self._tensor(observation[name][:, None]) for name in self._observations}
-            rows = len(is_first)
+            rows, groups = len(is_first), self._rssm.config.groups
             self._parts.eval()
-            seen = self._rssm.observe(
-                self._encoder(batch),
-                state.action[:, None],
-                self._tensor(is_first[:, None]),
-                torch.rand(
-                    rows,
-                    1,
-                    self._rssm.config.groups,
-                    generator=state.generator,
-                    device=self._device,
+            inputs = {name: self._tensor(observation[name][:, None]) for name in self._observations}
+            inputs |= {
+                "is_first": self._tensor(is_first[:, None]),
+                "deter": state.deter,
+                "stoch": state.stoch,
+                "action": state.action,
+                "uniforms": torch.rand(
+                    rows, 1, groups, generator=state.generator, device=self._device
                 ),
-                (state.deter, state.stoch),
-            )
-            deter, stoch = seen.deter[:, 0], seen.stoch[:, 0]
-            policy = self._actor(features(deter, stoch))
-            if mode == "eval":
-                action = policy.mode
-            else:
-                action = policy.sample(self._actor.draw_noise(state.generator, rows))
-            action = bound_action(action)
+            }
+            if mode == "sample":
+                inputs["action_noise"] = self._actor.draw_noise(state.generator, rows)
+            found = self._graphed(inputs)
+            # Copies: the caller may keep the state, and the next call may write over what it got.
+            deter, stoch, action = (found[name].clone() for name in ("deter", "stoch", "action"))
             return action.cpu().numpy(), PolicyState(deter, stoch, action, state.generator)
+
+    def _step(self, inputs: Tensors) -> Tensors:
+        """The next state and the action, most likely where `inputs` have no noise to draw it."""
+        seen = self._rssm.observe(
+            self._encoder(inputs),
+            inputs["action"][:, None],
+            inputs["is_first"],
+            inputs["uniforms"],
+            (inputs["deter"], inputs["stoch"]),
+        )
+        deter, stoch = seen.deter[:, 0], seen.stoch[:, 0]
+        policy = self._actor(features(deter, stoch))
+        noise = inputs.get("action_noise")
+        action = policy.mode if noise is None else policy.sample(noise)
+        return {"deter": deter, "stoch": stoch, "action": bound_action(action)}
 
     def _own_stream(self) -> AbstractContextManager[Any]:
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)

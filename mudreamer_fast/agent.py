@@ -14,6 +14,7 @@ from mudreamer_fast.actor_critic import ActorCritic
 from mudreamer_fast.backend import load_ops, resolve_backend
 from mudreamer_fast.config import BehaviourConfig, Config, ModelConfig
 from mudreamer_fast.envs.vector_env import ActionSpec, ArraySpec
+from mudreamer_fast.graphs import Graphed, Tensors, capture_maker
 from mudreamer_fast.imagination import imagine
 from mudreamer_fast.networks import features
 from mudreamer_fast.optim import ClippedAdam, move_average
@@ -41,6 +42,8 @@ class Agent:
         self.device = device
         self.action_spec = action_spec
         self.backend = resolve_backend(config.train.backend, device)
+        new_capture = capture_maker(config.train.cuda_graph, self.backend, device)
+        self.graphed = new_capture is not None
         ops = load_ops(self.backend)
         shapes = {name: spec.shape for name, spec in observation_spec.items()}
         size, continuous = action_spec.size, action_spec.continuous
@@ -72,10 +75,13 @@ class Agent:
             self.observations,
             action_spec,
             device,
+            new_capture,
         )
         self.generator = torch.Generator(device).manual_seed(config.train.seed)
         self.updates = 0
         self.optimisers = self._make_optimisers()
+        self._metrics: tuple[str, ...] = ()
+        self._graphed = Graphed(self._learn, new_capture)
 
     def _make_optimisers(self) -> dict[str, ClippedAdam]:
         model, behaviour = self.config.model, self.config.behaviour
@@ -129,10 +135,27 @@ class Agent:
             ValueError: an array is missing, or its shape is not the one expected.
         """
         self._check_batch(batch)
-        data = {name: self._tensor(array) for name, array in batch.items()}
+        inputs = {name: self._tensor(batch[name]) for name in self.batch_shapes}
+        inputs |= self._draw(*inputs["is_first"].shape)
         self.world_model.train()
-        metrics, deter, stoch = self._update_world_model(data)
-        metrics |= self._update_behaviour(deter, stoch, data["is_terminal"].flatten())
+        values = self._graphed(inputs)["metrics"].tolist()
+        self.updates += 1
+        return dict(zip(self._metrics, values, strict=True))
+
+    def _draw(self, rows: int, steps: int) -> Tensors:
+        """All randomness of an update on (B, T) steps, for N = B T rollouts."""
+        groups, horizon = self.config.model.groups, self.config.behaviour.horizon
+        starts = rows * steps
+        return {
+            "uniforms": self._uniforms(self.generator, rows, steps, groups),
+            "imagined_uniforms": self._uniforms(self.generator, starts, horizon, groups),
+            "action_noise": self.behaviour.actor.draw_noise(self.generator, starts, horizon),
+        }
+
+    def _learn(self, inputs: Tensors) -> Tensors:
+        """The whole update, on the device alone: its metrics in one tensor, named by `_metrics`."""
+        metrics, deter, stoch = self._update_world_model(inputs)
+        metrics |= self._update_behaviour(deter, stoch, inputs)
         config = self.config
         move_average(
             self.world_model.slow_value, self.world_model.value, config.model.slow_value_decay
@@ -142,37 +165,28 @@ class Agent:
             self.behaviour.critic,
             config.behaviour.slow_critic_decay,
         )
-        self.updates += 1
-        values = torch.stack([metric.detach().float() for metric in metrics.values()]).tolist()
-        return dict(zip(metrics, values, strict=True))
+        self._metrics = tuple(metrics)
+        return {"metrics": torch.stack([metric.detach().float() for metric in metrics.values()])}
 
-    def _update_world_model(
-        self, data: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def _update_world_model(self, inputs: Tensors) -> tuple[Tensors, Tensor, Tensor]:
         """One step of the world model; gives metrics and the posterior states to imagine from."""
-        rows, steps = data["is_first"].shape
-        uniforms = self._uniforms(self.generator, rows, steps, self.config.model.groups)
-        loss = self.world_model.loss(data, uniforms)
+        loss = self.world_model.loss(inputs, inputs["uniforms"])
         metrics = {f"world_model/{name}": value for name, value in loss.metrics.items()}
         if loss.decoder is not None:
             self.optimisers["decoder"].step(loss.decoder, retain_graph=True)
         metrics["world_model/grad_norm"] = self.optimisers["world_model"].step(loss.total)
         return metrics, loss.deter.detach().flatten(0, 1), loss.stoch.detach().flatten(0, 1)
 
-    def _update_behaviour(
-        self, deter: Tensor, stoch: Tensor, is_terminal: Tensor
-    ) -> dict[str, Tensor]:
+    def _update_behaviour(self, deter: Tensor, stoch: Tensor, inputs: Tensors) -> Tensors:
         """One step of actor and critic on rollouts from N states."""
-        horizon = self.config.behaviour.horizon
-        rows = len(deter)
         trajectory = imagine(
             self.world_model,
             self.behaviour.actor,
             deter,
             stoch,
-            is_terminal,
-            self._uniforms(self.generator, rows, horizon, self.config.model.groups),
-            self.behaviour.actor.draw_noise(self.generator, rows, horizon),
+            inputs["is_terminal"].flatten(),
+            inputs["imagined_uniforms"],
+            inputs["action_noise"],
             self.config.behaviour,
             self.behaviour.through_dynamics,
         )
@@ -244,6 +258,7 @@ class Agent:
             adam.load_state_dict(state["optimisers"][name])
         self.generator.set_state(state["generator"].cpu())
         self.updates = state["updates"]
+        self._graphed.forget()
 
     def _check_batch(self, batch: Mapping[str, np.ndarray | Tensor]) -> None:
         missing = sorted(self.batch_shapes.keys() - batch.keys())

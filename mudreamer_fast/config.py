@@ -270,6 +270,9 @@ class TrainConfig:
     backend: Literal["auto", "reference", "compiled", "fused"] = "auto"
     """Implementation of the model's operations: plain PyTorch, that under torch.compile, or Triton
     kernels (CUDA only); auto is reference, until a GPU has shown that the kernels agree."""
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """Record a whole update, and a whole step of acting, as one CUDA graph each, and launch that
+    instead of a thousand kernels; auto does with the fused operations on a GPU."""
     threads: int | None = None
     """CPU threads for PyTorch; None leaves its own choice."""
     overlap: Literal["auto", "on", "off"] = "auto"

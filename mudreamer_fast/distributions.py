@@ -121,7 +121,8 @@ class OneHotCategorical:
     @property
     def mode(self) -> Tensor:
         """The most likely action (..., A), one-hot."""
-        return F.one_hot(self.probs.argmax(-1), self.probs.shape[-1]).to(self.probs.dtype)
+        index = self.probs.argmax(-1, keepdim=True)
+        return torch.zeros_like(self.probs).scatter_(-1, index, 1.0)
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log probability (...) of one-hot actions (..., A)."""

@@ -24,7 +24,11 @@ class ClippedAdam:
     ) -> None:
         self.parameters = list(parameters)
         self.clip_norm = clip_norm
-        self.adam = torch.optim.Adam(self.parameters, lr=learning_rate, eps=eps, fused=True)
+        # A step may be recorded in a CUDA graph.
+        self.capturable = self.parameters[0].is_cuda
+        self.adam = torch.optim.Adam(
+            self.parameters, lr=learning_rate, eps=eps, fused=True, capturable=self.capturable
+        )
 
     def step(self, loss: Tensor, retain_graph: bool = False) -> Tensor:
         """Take one step down `loss` () and give the gradient's norm before clipping ().
@@ -55,6 +59,8 @@ class ClippedAdam:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over moments and step counts."""
         self.adam.load_state_dict(state)
+        for group in self.adam.param_groups:
+            group["capturable"] = self.capturable  # a state from another device brings its own
 
 
 @torch.no_grad()

@@ -28,7 +28,8 @@ class ReturnScale(nn.Module):
     @torch.no_grad()
     def update(self, returns: Tensor) -> Tensor:
         """Move the averages towards the percentiles of `returns` and give the new scale ()."""
-        levels = torch.tensor([0.05, 0.95], dtype=returns.dtype, device=returns.device)
+        # Numbers sent from the host would be waited for, and could not be part of a CUDA graph.
+        levels = torch.linspace(0.05, 0.95, 2, dtype=returns.dtype, device=returns.device)
         low, high = torch.quantile(returns.detach().flatten(), levels)
         self.low.lerp_(low, 1.0 - self.decay)
         self.high.lerp_(high, 1.0 - self.decay)

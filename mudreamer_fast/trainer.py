@@ -194,6 +194,7 @@ class Trainer:
         tell(
             f"{config.env.task} on {type(self.env).__name__}, {parameters / 1e6:.2f} M parameters "
             f"on {self.agent.device}, {self.agent.backend} operations"
+            + (" in CUDA graphs" if self.agent.graphed else "")
             + (", acting meanwhile" if self.learner.in_background else "")
         )
         tell(

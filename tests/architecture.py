@@ -14,7 +14,7 @@ PACKAGE = "mudreamer_fast"
 
 ROWS: tuple[tuple[str, ...], ...] = (
     ("symlog", "config", "allocator", "returns", "optim", "metrics", "weights"),
-    ("checkpoint_files", "manifest", "_replay"),
+    ("checkpoint_files", "manifest", "graphs", "_replay"),
     ("checkpoint", "distributions", "machine", "run_folder", "pictures", "kernels"),
     ("reference", "replay", "envs", "reporting", "doctor"),
     ("backend", "networks", "collect", "evaluate"),
