@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from types import ModuleType
 
 import torch
@@ -9,6 +11,7 @@ import torch
 from mudreamer_fast import kernels, reference
 from mudreamer_fast.config import ConfigError
 from mudreamer_fast.kernels.device import runs_on
+from mudreamer_fast.selfcheck import Agreement, check_ops
 
 BACKENDS = ("reference", "compiled", "fused")
 
@@ -18,16 +21,43 @@ def missing_fused_ops() -> list[str]:
     return [name for name in reference.__all__ if not hasattr(kernels, name)]
 
 
-def resolve_backend(name: str, device: torch.device) -> str:
-    """Turn "auto" into the implementation that is trusted most on `device`.
+def fused_runs_on(device: torch.device) -> bool:
+    """Whether there are fused operations, and `device` can run them."""
+    return runs_on(device) and not missing_fused_ops()
 
-    That is the reference everywhere, until a GPU has shown that the kernels agree with it.
+
+@functools.cache
+def check_fused(device: torch.device) -> tuple[Agreement, ...]:
+    """How the fused operations compare with the reference on `device`; found once in a process."""
+    return tuple(check_ops(kernels, reference, device))
+
+
+@functools.cache
+def _trusts_fused(device: torch.device) -> bool:
+    """Whether all operations agree; tells once which does not."""
+    wrong = [str(found) for found in check_fused(device) if not found.ok]
+    if wrong:
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        print(
+            f"warning: backend auto takes reference, as on {device} fused disagrees with it: "
+            f"{wrong[0]}{more}",
+            file=sys.stderr,
+        )
+    return not wrong
+
+
+def resolve_backend(name: str, device: torch.device) -> str:
+    """Turn "auto" into the implementation to use on `device`.
+
+    That is fused on a CUDA device, once it has shown there that it agrees with the reference, and
+    the reference elsewhere. One that is asked for by name is not checked.
 
     Raises:
         ConfigError: if the one asked for can not run, saying why.
     """
     if name == "auto":
-        return "reference"
+        gpu = device.type == "cuda" and fused_runs_on(device)
+        return "fused" if gpu and _trusts_fused(device) else "reference"
     if name not in BACKENDS:
         raise ConfigError(f"backend must be auto, {', '.join(BACKENDS)}, got {name!r}")
     if name == "fused" and not runs_on(device):

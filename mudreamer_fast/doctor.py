@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mudreamer_fast.machine import GIB, available_bytes
+from mudreamer_fast.machine import GIB, available_bytes, resolve_device
 
 TRIAL_SECONDS = 120
 """After this long a trial in a process of its own counts as failed."""
@@ -40,6 +40,16 @@ if image.std() == 0:
     raise RuntimeError("images are blank")
 print(importlib.metadata.version("{backend}"), "steps and renders")
 """
+_KERNELS_TRIAL = """
+import torch
+from mudreamer_fast.backend import check_fused
+found = check_fused(torch.device("{device}"))
+wrong = [str(one) for one in found if not one.ok]
+if wrong:
+    raise SystemExit("; ".join(wrong))
+nearest = max(found, key=lambda one: one.error / one.limit)
+print(f"{{len(found)}} uses agree with the reference on {device}; nearest to its limit {{nearest}}")
+"""
 
 
 @dataclass(frozen=True)
@@ -62,9 +72,11 @@ def examine() -> list[Finding]:
     """Runs all checks, in the order in which a run would meet the trouble."""
     envpool, dm_control = _simulator("envpool"), _simulator("dm_control")
     either = envpool.ok or dm_control.ok
-    checks: list[Callable[[], Finding]] = [_python, _torch, _replay, _renderer]
+    first: list[Callable[[], Finding]] = [_python, _torch, _replay]
     return [
-        *(check() for check in checks),
+        *(check() for check in first),
+        *_kernels(),
+        _renderer(),
         # One simulator is enough: the other's absence is told, not held against the machine.
         *(
             Finding(f.name, f.ok or either, f.detail if f.ok else f"not usable: {f.detail}")
@@ -101,6 +113,20 @@ def _replay() -> Finding:
     except ImportError as error:
         return Finding("replay", False, f"the C++ module is missing ({error}): pip install .")
     return Finding("replay", True, f"C++ module {Path(str(module.__file__)).name}")
+
+
+def _kernels() -> list[Finding]:
+    """The fused operations against the reference, where they can run."""
+    try:
+        from mudreamer_fast.backend import fused_runs_on
+    except ImportError:  # no torch, which has been told
+        return []
+    device = resolve_device("auto")
+    if not fused_runs_on(device):
+        return []
+    ok, detail = _trial(_KERNELS_TRIAL.format(device=device))
+    # Training can do without them.
+    return [Finding("kernels", True, detail if ok else f"auto takes reference: {detail}")]
 
 
 def _renderer() -> Finding:

@@ -15,10 +15,10 @@ PACKAGE = "mudreamer_fast"
 ROWS: tuple[tuple[str, ...], ...] = (
     ("symlog", "config", "allocator", "returns", "optim", "metrics", "weights"),
     ("checkpoint_files", "manifest", "graphs", "_replay"),
-    ("checkpoint", "distributions", "machine", "run_folder", "pictures", "kernels"),
-    ("reference", "replay", "envs", "reporting", "doctor"),
+    ("checkpoint", "distributions", "machine", "run_folder", "pictures", "kernels", "selfcheck"),
+    ("reference", "replay", "envs", "reporting"),
     ("backend", "networks", "collect", "evaluate"),
-    ("world_model", "acting"),
+    ("world_model", "acting", "doctor"),
     ("imagination",),
     ("actor_critic",),
     ("agent",),
@@ -32,6 +32,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 
 ONLY: dict[str, set[str]] = {
     "distributions": {"symlog"},
+    "selfcheck": {"weights"},
     "kernels": {"weights"},
     "reference": {"symlog", "distributions", "weights"},
     "replay": {"_replay", "manifest"},

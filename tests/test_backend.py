@@ -1,22 +1,87 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 
 from mudreamer_fast import backend, kernels, reference
 from mudreamer_fast.backend import load_ops, missing_fused_ops, resolve_backend
 from mudreamer_fast.config import ConfigError
+from mudreamer_fast.selfcheck import Agreement
 from tests.tolerances import REORDERED, assert_close
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def test_resolve_backend_takes_the_reference_unless_told() -> None:
+@pytest.fixture(autouse=True)
+def _nothing_checked_yet() -> Iterator[None]:
+    backend.check_fused.cache_clear()
+    backend._trusts_fused.cache_clear()
+    yield
+    backend.check_fused.cache_clear()
+    backend._trusts_fused.cache_clear()
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> list[Agreement]:
+    """What the check of the kernels finds."""
+    found = [Agreement("mlp", "the output", 1e-7, 5e-6)]
+    monkeypatch.setattr(backend, "check_ops", lambda fused, reference, device: list(found))
+    return found
+
+
+def test_resolve_backend_takes_kernels_that_agree_on_a_gpu_and_the_reference_elsewhere(
+    checked: list[Agreement], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert resolve_backend("auto", CUDA) == "fused"
     assert resolve_backend("auto", CPU) == "reference"
-    assert resolve_backend("auto", CUDA) == "reference"
     assert resolve_backend("reference", CPU) == "reference"
     assert resolve_backend("compiled", CPU) == "compiled"
+    assert capsys.readouterr().err == ""
+
+
+def test_resolve_backend_takes_the_reference_where_kernels_disagree_and_tells_once(
+    checked: list[Agreement], capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked.append(Agreement("rssm_observe, layer norm", "gradient of embed", 2e-3, 1e-5))
+    checked.append(Agreement("two_hot_mean", "", float("inf"), 0.0, "OSError: no compiler"))
+    for _ in range(2):
+        assert resolve_backend("auto", CUDA) == "reference"
+    assert capsys.readouterr().err == (
+        "warning: backend auto takes reference, as on cuda fused disagrees with it: rssm_observe, "
+        "layer norm: gradient of embed is off by 2.0e-03 of 1e-05 allowed, and 1 more\n"
+    )
+
+
+def test_resolve_backend_checks_once_and_not_what_is_asked_for_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checks = []
+
+    def note(fused: Any, reference: Any, device: torch.device) -> list[Agreement]:
+        checks.append(device)
+        return []
+
+    monkeypatch.setattr(backend, "check_ops", note)
     assert resolve_backend("fused", CUDA) == "fused"
+    assert checks == []
+    for _ in range(2):
+        resolve_backend("auto", CUDA)
+    assert checks == [CUDA]
+
+
+def test_resolve_backend_auto_does_without_triton(
+    monkeypatch: pytest.MonkeyPatch, checked: list[Agreement]
+) -> None:
+    monkeypatch.setattr(backend, "missing_fused_ops", lambda: reference.__all__)
+    assert resolve_backend("auto", CUDA) == "reference"
+
+
+@pytest.mark.gpu
+def test_resolve_backend_takes_the_kernels_on_this_gpu() -> None:
+    assert resolve_backend("auto", CUDA) == "fused"
 
 
 def test_resolve_backend_says_why_the_kernels_can_not_run(

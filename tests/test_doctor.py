@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mudreamer_fast import doctor, machine
+from mudreamer_fast import backend, doctor, machine
 from mudreamer_fast.doctor import Finding
 
 
@@ -13,6 +13,7 @@ from mudreamer_fast.doctor import Finding
 def trials(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[bool, str]]:
     """Answers of the trials by a word of their code, in place of new processes."""
     answers = {
+        "check_fused": (True, "all agree"),
         "renderer_name": (True, "llvmpipe"),
         '"envpool"': (True, "1.2.5"),
         '"dm_control"': (True, "1.0.38"),
@@ -30,8 +31,8 @@ def findings() -> dict[str, Finding]:
 def test_every_finding_is_one_line(trials: dict[str, tuple[bool, str]]) -> None:
     found = findings()
     assert list(found) == [
-        "python", "torch", "replay", "opengl", "envpool", "dm_control", "video", "reports",
-        "disk", "memory",
+        "python", "torch", "replay", "kernels", "opengl", "envpool", "dm_control", "video",
+        "reports", "disk", "memory",
     ]  # fmt: skip
     assert all("\n" not in finding.line() for finding in found.values())
     assert found["replay"].ok
@@ -48,6 +49,16 @@ def test_one_simulator_is_enough_and_none_is_not(trials: dict[str, tuple[bool, s
     found = findings()
     assert not found["envpool"].ok
     assert not found["dm_control"].ok
+
+
+def test_kernels_that_disagree_are_told_and_not_held_against_the_machine(
+    trials: dict[str, tuple[bool, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials["check_fused"] = (False, "mlp: the output is off")
+    line = "ok    kernels      auto takes reference: mlp: the output is off"
+    assert findings()["kernels"].line() == line
+    monkeypatch.setattr(backend, "runs_on", lambda device: False)
+    assert "kernels" not in findings()
 
 
 def test_lack_of_disk_and_memory_is_found(
