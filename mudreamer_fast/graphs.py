@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ class CudaCapture:
 
     def record(self, work: Callable[[], Tensors]) -> Recorded:
         """See `Capture.record`; the replay goes to the stream that is then current."""
+        gc.collect()  # a graph that is given up must not be found to be so in the middle
         graph = torch.cuda.CUDAGraph()
         # Threads that simulate and copy batches go on with calls that a global mode would forbid.
         captured = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
