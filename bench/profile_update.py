@@ -1,6 +1,8 @@
-"""Where an update of size S spends its time on a GPU, by backend; writes JSON.
+"""Where an update of size S spends its time on a GPU, and how long a step of acting takes.
 
-`python -m bench.profile_update FILE`: seconds of a whole update, and the longest kernels of one.
+`python -m bench.profile_update FILE` writes JSON: by backend, with and without CUDA graphs, the
+milliseconds of a whole update, the longest kernels of one, and the milliseconds of acting in some
+numbers of environments.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +24,12 @@ from bench.providers import surroundings
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.config import Config
 from mudreamer_fast.envs import ActionSpec, ArraySpec
+from mudreamer_fast.graphs import SETTLING_CALLS
 
 ACTIONS, UPDATES, KERNELS = 6, 10, 25
+ACTING_STEPS, ENVIRONMENTS = 50, (1, 4, 16, 64)
+WARM_UPS = SETTLING_CALLS + 2
+"""Calls before the first that is timed: a graph is recorded and replayed once in them."""
 
 
 def batch(config: Config) -> dict[str, np.ndarray]:
@@ -38,45 +45,67 @@ def batch(config: Config) -> dict[str, np.ndarray]:
     }
 
 
-def measure(backend: str) -> dict[str, Any]:
-    """Milliseconds of an update and its longest kernels."""
-    config = Config()
-    config = replace(config, train=replace(config.train, backend=backend))  # type: ignore[arg-type]
-    spec = {"image": ArraySpec((3, 64, 64), np.dtype(np.uint8))}
-    agent = Agent(config, spec, ActionSpec(ACTIONS, continuous=True), torch.device("cuda"))
-    data = batch(config)
-    for _ in range(3):
-        agent.update(data)
-    times = []
-    for _ in range(UPDATES):
+def timed(work: Callable[[], object], times: int) -> dict[str, float]:
+    """Milliseconds of a call, waiting included, after some that are not counted."""
+    for _ in range(WARM_UPS):
+        work()
+    taken = []
+    for _ in range(times):
         torch.cuda.synchronize()
         start = time.perf_counter()
-        agent.update(data)
+        work()
         torch.cuda.synchronize()
-        times.append((time.perf_counter() - start) * 1e3)
+        taken.append((time.perf_counter() - start) * 1e3)
+    return {"median": statistics.median(taken), "min": min(taken), "max": max(taken)}
+
+
+def acting(agent: Agent, rows: int) -> dict[str, float]:
+    """Milliseconds of a step in a number of environments."""
+    observation = {"image": np.zeros((rows, 3, 64, 64), np.uint8)}
+    is_first = np.zeros(rows, np.bool_)
+    state = agent.initial_state(rows)
+    return timed(lambda: agent.act(observation, is_first, state), ACTING_STEPS)
+
+
+def measure(backend: str, graph: str) -> dict[str, Any]:
+    """Milliseconds of an update, its longest kernels, and milliseconds of acting."""
+    config = Config()
+    train = replace(config.train, backend=backend, cuda_graph=graph)  # type: ignore[arg-type]
+    config = replace(config, train=train)
+    spec = {"image": ArraySpec((3, 64, 64), np.dtype(np.uint8))}
+    device = torch.device("cuda", torch.cuda.current_device())
+    agent = Agent(config, spec, ActionSpec(ACTIONS, continuous=True), device)
+    data = batch(config)
+    milliseconds = timed(lambda: agent.update(data), UPDATES)
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as trace:
         agent.update(data)
         torch.cuda.synchronize()
     events = [event for event in trace.key_averages() if event.self_device_time_total > 0]
     events.sort(key=lambda event: -event.self_device_time_total)
     return {
-        "milliseconds": {
-            "median": statistics.median(times), "min": min(times), "max": max(times),
-        },
-        "launches": sum(event.count for event in events),
+        "milliseconds": milliseconds,
+        "device_operations": sum(event.count for event in events),
         "kernels": [
             {"name": event.key, "calls": event.count, "microseconds": event.self_device_time_total}
             for event in events[:KERNELS]
         ],
-    }  # fmt: skip
+        "acting_milliseconds": {rows: acting(agent, rows) for rows in ENVIRONMENTS},
+    }
 
 
 def main() -> int:
     """Measures the reference and the kernels, and writes the file named on the command line."""
-    found = {backend: measure(backend) for backend in ("reference", "fused")}
+    found = {}
+    for backend in ("reference", "fused"):
+        for graph in ("off", "on"):
+            result = measure(backend, graph)
+            found[f"{backend}, cuda_graph {graph}"] = result
+            acted = {rows: ms["median"] for rows, ms in result["acting_milliseconds"].items()}
+            print(
+                f"{backend}, cuda_graph {graph}: update {result['milliseconds']} ms, "
+                f"{result['device_operations']} operations; acting by environments {acted} ms"
+            )
     Path(sys.argv[1]).write_text(json.dumps(surroundings() | {"update": found}, indent=1))
-    for backend, result in found.items():
-        print(f"{backend}: {result['milliseconds']} ms, {result['launches']} launches")
     return 0
 
 
