@@ -126,7 +126,7 @@ def _kernels() -> list[Finding]:
         return []
     ok, detail = _trial(_KERNELS_TRIAL.format(device=device))
     # Training can do without them.
-    return [Finding("kernels", True, detail if ok else f"auto takes reference: {detail}")]
+    return [Finding("kernels", True, detail if ok else f"not usable: {detail}")]
 
 
 def _renderer() -> Finding:

@@ -55,7 +55,7 @@ def test_kernels_that_disagree_are_told_and_not_held_against_the_machine(
     trials: dict[str, tuple[bool, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials["check_fused"] = (False, "mlp: the output is off")
-    line = "ok    kernels      auto takes reference: mlp: the output is off"
+    line = "ok    kernels      not usable: mlp: the output is off"
     assert findings()["kernels"].line() == line
     monkeypatch.setattr(backend, "runs_on", lambda device: False)
     assert "kernels" not in findings()
