@@ -27,8 +27,8 @@ from mudreamer_fast.envs.vector_env import (
     observation_specs,
 )
 
-_LAST = 2
-"""EnvPool's step_type of an episode's last step."""
+_LOW, _HIGH = np.array(-1, np.float32), np.array(1, np.float32)
+"""Bounds of an action; NumPy takes longer over Python numbers."""
 
 _CORRECTED_SITES = {
     # it takes the radius of a part of the cup, .008, for the ball's: this size makes up for it
@@ -76,16 +76,20 @@ class EnvPoolEnv:
         bounds = np.array([action.minimum, action.maximum], np.float64)
         self._action_centre, self._action_half = bounds.mean(0), np.diff(bounds, axis=0)[0] / 2
         shown = self._pool.observation_spec()
-        vector_size = sum(
-            int(np.prod(getattr(shown, key).shape)) for key in self._task.observation_keys
-        )
-        self.observation_spec = observation_specs(
-            self._pixels, self._size, 0 if config.observation == "pixels" else vector_size
-        )
-        self._state_names: list[str] = self._pool._state_keys
-        self._vector_names = [  # dm_control's observations in its order
-            f"obs:{key}" for key in self._task.observation_keys if "vector" in self.observation_spec
-        ]
+        # where EnvPool's arrays come in what it says
+        places: list[str] = self._pool._state_keys
+        self._env_id, self._reward = places.index("info:env_id"), places.index("reward")
+        self._done, self._discount = places.index("done"), places.index("discount")
+        # and where dm_control's observations go in the vector
+        self._vector_columns: list[tuple[int, slice | int]] = []
+        size = 0
+        for key in self._task.observation_keys:
+            shape = getattr(shown, key).shape
+            begin, size = size, size + int(np.prod(shape))
+            columns = slice(begin, size) if shape else begin
+            self._vector_columns.append((places.index(f"obs:{key}"), columns))
+        self._vector_size = 0 if config.observation == "pixels" else size
+        self.observation_spec = observation_specs(self._pixels, self._size, self._vector_size)
         self._all = np.arange(num_envs, dtype=np.int32)
         self._is_last = np.zeros(num_envs, bool)
 
@@ -122,57 +126,60 @@ class EnvPoolEnv:
         pool._reset(self._all)
         zeros, no = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
         self._is_last = no
-        return VectorStep(self._observe(self._receive()), zeros, ~no, no.copy(), no.copy())
+        return VectorStep(self._observe(pool._recv()), zeros, ~no, no.copy(), no.copy())
 
     def step(self, action: FloatArray) -> VectorStep:
         """Advances every environment by one policy step; see `VectorEnv.step`."""
         self._open_pool()
         check_action(action, self.num_envs, self.action_spec)
-        inside = np.minimum(np.maximum(action, -1), 1)
-        controls = self._action_centre + self._action_half * inside
+        controls = action.clip(_LOW, _HIGH).astype(np.float64)
+        controls *= self._action_half
+        controls += self._action_centre
         is_first, any_first = self._is_last, np.count_nonzero(self._is_last) > 0
         state = self._advance(controls, self._all)
         if any_first:
             # EnvPool repeats the last episode's reward on the step that resets
-            state["reward"][is_first] = 0
-        is_last = state["step_type"] == _LAST
+            state[self._reward][is_first] = 0
+        is_last = state[self._done]
         for _ in range(self._repeat - 1):
             if not (any_first or np.count_nonzero(is_last)):
                 earlier, state = state, self._advance(controls, self._all)
-                state["reward"] += earlier["reward"]
+                state[self._reward] += earlier[self._reward]
             else:
                 # an environment that has just reset, or whose episode is over, has had its step
                 ids = np.flatnonzero(~(is_first | is_last)).astype(np.int32)
                 if not ids.size:
                     break
                 some = self._advance(controls[ids], ids)
-                ids = some["info:env_id"]
-                some["reward"] += state["reward"][ids]
-                for name, values in some.items():
-                    state[name][ids] = values
-            is_last = state["step_type"] == _LAST
+                ids = some[self._env_id]
+                some[self._reward] += state[self._reward][ids]
+                for whole, part in zip(state, some, strict=True):
+                    whole[ids] = part
+            is_last = state[self._done]
         self._is_last = is_last.copy()
-        is_terminal = is_last & (state["discount"] == 0)
-        return VectorStep(self._observe(state), state["reward"], is_first, is_last, is_terminal)
+        is_terminal = is_last.copy()
+        if np.count_nonzero(is_last):
+            is_terminal &= state[self._discount] == 0
+        reward = state[self._reward]
+        return VectorStep(self._observe(state), reward, is_first, is_last, is_terminal)
 
-    def _advance(self, controls: Array, ids: Array) -> dict[str, Any]:
-        """One simulator step of the environments `ids`; see `_receive`."""
+    def _advance(self, controls: Array, ids: Array) -> list[Any]:
+        """One simulator step of the environments `ids`: new arrays, a row for each of them."""
         # what the public step() adds for the sake of other tasks takes longer than the physics
         self._pool._send([ids, ids, controls])
-        return self._receive()
+        state: list[Any] = self._pool._recv()
+        return state
 
-    def _receive(self) -> dict[str, Any]:
-        """What EnvPool has to say: new arrays by name, a row for each environment."""
-        return dict(zip(self._state_names, self._pool._recv(), strict=True))
-
-    def _observe(self, state: dict[str, Any]) -> dict[str, Array]:
+    def _observe(self, state: list[Any]) -> dict[str, Array]:
         observation: dict[str, Array] = {}
         if self._pixels:
             frames = self._pool._render(self._all, self._size, self._size, self._camera)
             observation["image"] = np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
-        if self._vector_names:
-            parts = [state[name].reshape(self.num_envs, -1) for name in self._vector_names]
-            observation["vector"] = np.concatenate(parts, 1, dtype=np.float32)
+        if self._vector_size:
+            vector = np.empty((self.num_envs, self._vector_size), np.float32)
+            for place, columns in self._vector_columns:
+                vector[:, columns] = state[place]
+            observation["vector"] = vector
         return observation
 
     def render(self, size: int | None = None, indices: Sequence[int] | None = None) -> Frames:

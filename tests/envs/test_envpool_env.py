@@ -100,6 +100,37 @@ def test_envpool_env_scales_actions_to_the_tasks_bounds() -> None:
         np.testing.assert_array_equal(ours, theirs.astype(np.float32))
 
 
+def test_envpool_env_takes_rounding_beyond_the_bounds_for_the_bounds() -> None:
+    rollouts = []
+    for largest in (1, 1.00005):
+        env = make("quadruped_walk", num_envs=2, backend="envpool")
+        actions = np.sign(random_actions(env, 5)) * np.float32(largest)
+        rollouts.append(stacked(roll(env, actions)))
+    assert_same(*rollouts)
+
+
+def test_envpool_env_calls_terminal_what_ends_without_a_discount(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    env = make("cartpole_balance", num_envs=3, action_repeat=1, backend="envpool")
+    env.reset()
+    pool = env._pool
+    receive, names = pool._recv, pool._state_keys
+
+    def ending() -> Any:
+        state = receive()
+        state[names.index("done")][:2] = True
+        state[names.index("discount")][1:] = 0
+        return state
+
+    still = np.zeros((3, 1), np.float32)
+    assert not env.step(still).is_terminal.any()
+    monkeypatch.setattr(pool, "_recv", ending)
+    step = env.step(still)
+    assert step.is_last.tolist() == [True, True, False]
+    assert step.is_terminal.tolist() == [False, True, False]
+
+
 def test_envpool_env_steps_on_where_the_episode_goes_on() -> None:
     def play(num_envs: int, seed: int, starts_again: list[int], actions: Any) -> Any:
         env = make("cartpole_balance", num_envs, seed, action_repeat=3, backend="envpool")
