@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mudreamer_fast.envs import ActionSpec, ArraySpec, Policy, VectorEnv, VectorStep
+from mudreamer_fast.envs.vector_env import FloatArray
 from mudreamer_fast.replay import ReplayBuffer
+
+_DRAWN_STEPS = 64
+"""Steps whose random actions are drawn at once: NumPy's calls take longer than so few numbers."""
 
 __all__ = ["Collector", "Episode", "Policy", "random_policy", "replay_fields"]
 
@@ -53,13 +57,20 @@ def random_policy(action_spec: ActionSpec, num_envs: int, seed: int) -> Policy:
         seed: of the actions.
     """
     rng = np.random.default_rng(seed)
-    shape = (num_envs, action_spec.size)
     one_hot = np.eye(action_spec.size, dtype=np.float32)
 
-    def act(observation: Any, is_first: Any, state: Any) -> tuple[Any, Any]:
-        if action_spec.continuous:
-            return rng.random(shape, np.float32) * 2 - 1, state
-        return one_hot[rng.integers(action_spec.size, size=num_envs)], state
+    def draw() -> Iterator[FloatArray]:
+        shape = (_DRAWN_STEPS, num_envs)
+        while True:
+            if action_spec.continuous:
+                yield from rng.random((*shape, action_spec.size), np.float32) * 2 - 1
+            else:
+                yield from one_hot[rng.integers(action_spec.size, size=shape)]
+
+    actions = draw()
+
+    def act(observation: Any, is_first: Any, state: Any) -> tuple[FloatArray, Any]:
+        return next(actions), state
 
     return act
 
@@ -87,7 +98,8 @@ class Collector:
         self._state = initial_state
         self._step: VectorStep | None = None
         self._scores = np.zeros(env.num_envs)
-        self._lengths = np.zeros(env.num_envs, np.int64)
+        self._steps_taken = 0
+        self._began_at = np.zeros(env.num_envs, np.int64)
 
     def collect(self, steps: int) -> list[Episode]:
         """Advances every environment `steps` times.
@@ -128,14 +140,14 @@ class Collector:
         )
 
     def _count(self, step: VectorStep) -> list[Episode]:
+        self._steps_taken += 1
         self._scores += step.reward
-        self._lengths += 1
         if np.count_nonzero(step.is_first):
-            self._lengths[step.is_first] = 0
+            self._began_at[step.is_first] = self._steps_taken
         if not np.count_nonzero(step.is_last):
             return []
         ended = np.flatnonzero(step.is_last)
-        episodes = [Episode(float(self._scores[i]), int(self._lengths[i]), int(i)) for i in ended]
+        lengths = self._steps_taken - self._began_at
+        episodes = [Episode(float(self._scores[i]), int(lengths[i]), int(i)) for i in ended]
         self._scores[ended] = 0
-        self._lengths[ended] = 0
         return episodes

@@ -127,7 +127,19 @@ def test_collector_fills_a_replay_from_a_simulator() -> None:
     assert len(replay) == 2 * 506
 
 
-@pytest.mark.parametrize("spec", [ActionSpec(3, continuous=True), ActionSpec(3, continuous=False)])
+SPECS = [ActionSpec(3, continuous=True), ActionSpec(3, continuous=False)]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_random_policy_leaves_its_actions_to_the_caller(spec: ActionSpec) -> None:
+    policy, twin = random_policy(spec, 5, 0), random_policy(spec, 5, 0)
+    for _ in range(3):
+        action, _ = policy({}, np.zeros(5, bool), None)
+        np.testing.assert_array_equal(action, twin({}, np.zeros(5, bool), None)[0])
+        action[:] = 7
+
+
+@pytest.mark.parametrize("spec", SPECS)
 def test_random_policy_draws_every_action_alike(spec: ActionSpec) -> None:
     def draw(seed: int) -> np.ndarray:
         policy = random_policy(spec, 5, seed)
