@@ -58,6 +58,12 @@ std::size_t positive(const char* what, std::int64_t value) {
 
 std::string describe(const py::handle& value) { return py::repr(value).cast<std::string>(); }
 
+// A field as Python sees it. The name is made once: that takes longer than to find it in a dict.
+struct PyField {
+  py::str name;
+  py::dtype dtype;
+};
+
 // The arrays of one call: borrowed pointers, and references that keep them alive while the GIL is
 // released.
 class Columns {
@@ -66,19 +72,21 @@ class Columns {
   enum class Keys { kAll, kSome };
 
   // Where only some keys are asked for, the pointers of the others are null.
-  Columns(const std::vector<FieldSpec>& fields, const std::vector<py::dtype>& dtypes,
+  Columns(const std::vector<FieldSpec>& fields, const std::vector<PyField>& py_fields,
           const py::dict& arrays, const Shape& leading, Access access, Keys keys = Keys::kAll) {
+    data_.reserve(fields.size());
+    alive_.reserve(fields.size());
     std::size_t found = 0;
     for (std::size_t i = 0; i < fields.size(); ++i) {
       const FieldSpec& field = fields[i];
-      const py::str key(field.name);
+      const auto& [key, dtype] = py_fields[i];
       if (!arrays.contains(key)) {
         if (keys == Keys::kAll) throw std::invalid_argument("key '" + field.name + "' is missing");
         data_.push_back(nullptr);
         continue;
       }
       py::object value = arrays[key];
-      data_.push_back(checked(field, dtypes[i], value, leading, access));
+      data_.push_back(checked(field, dtype, value, leading, access));
       alive_.push_back(std::move(value));
       ++found;
     }
@@ -105,29 +113,29 @@ class Columns {
  private:
   static std::byte* checked(const FieldSpec& field, const py::dtype& dtype, const py::object& value,
                             const Shape& leading, Access access) {
-    const std::string subject = "'" + field.name + "' ";
+    const auto subject = [&field] { return "'" + field.name + "' "; };
     if (!py::isinstance<py::array>(value)) {
-      throw std::invalid_argument(subject + "must be a numpy array, got " +
+      throw std::invalid_argument(subject() + "must be a numpy array, got " +
                                   describe(py::type::of(value)));
     }
     const auto array = py::reinterpret_borrow<py::array>(value);
     if (!array.dtype().is(dtype) && !array.dtype().equal(dtype)) {
-      throw std::invalid_argument(subject + "must have dtype " +
+      throw std::invalid_argument(subject() + "must have dtype " +
                                   py::str(dtype).cast<std::string>() + ", got " +
                                   py::str(array.dtype()).cast<std::string>());
     }
     if (!has_shape(array, leading, field.shape)) {
       Shape expected = leading;
       expected.insert(expected.end(), field.shape.begin(), field.shape.end());
-      throw std::invalid_argument(subject + "must have shape " +
+      throw std::invalid_argument(subject() + "must have shape " +
                                   describe(py::tuple(py::cast(expected))) + ", got " +
                                   describe(array.attr("shape")));
     }
     if ((array.flags() & py::array::c_style) == 0) {
-      throw std::invalid_argument(subject + "must be C-contiguous");
+      throw std::invalid_argument(subject() + "must be C-contiguous");
     }
     if (access == Access::kWrite && !array.writeable()) {
-      throw std::invalid_argument(subject + "must be writeable");
+      throw std::invalid_argument(subject() + "must be writeable");
     }
     // The data pointer of a read-only array is only read from: append and restore take it as const.
     return static_cast<std::byte*>(const_cast<void*>(array.data()));
@@ -214,13 +222,13 @@ class Replay {
   Replay(const std::vector<Field>& fields, std::int64_t streams, std::int64_t capacity_steps,
          std::uint64_t seed, std::int64_t threads, std::size_t segment_steps,
          std::int64_t spare_steps)
-      : dtypes_(dtypes_of(fields)),
+      : py_fields_(py_fields_of(fields)),
         store_(specs_of(fields), first_of(fields), positive("streams", streams),
                positive("capacity_steps", capacity_steps), seed, positive("threads", threads),
                segment_steps, positive("spare_steps", spare_steps)) {}
 
   void append(const py::dict& step) {
-    const Columns columns(store_.fields(), dtypes_, step, {store_.streams()},
+    const Columns columns(store_.fields(), py_fields_, step, {store_.streams()},
                           Columns::Access::kRead);
     const py::gil_scoped_release unlocked;
     store_.append(columns.readable());
@@ -238,7 +246,7 @@ class Replay {
   py::array_t<bool> write_back(const py::array_t<std::uint64_t, py::array::c_style>& handles,
                                const py::dict& values) {
     const Shape leading(handles.shape(), handles.shape() + handles.ndim());
-    const Columns columns(store_.fields(), dtypes_, values, leading, Columns::Access::kRead,
+    const Columns columns(store_.fields(), py_fields_, values, leading, Columns::Access::kRead,
                           Columns::Keys::kSome);
     py::array_t<bool> written(leading);
     const auto count = static_cast<std::size_t>(handles.size());
@@ -253,7 +261,7 @@ class Replay {
 
   std::optional<std::pair<std::uint64_t, std::uint64_t>> snapshot(std::size_t steps,
                                                                   const py::dict& outputs) {
-    const Columns columns(store_.fields(), dtypes_, outputs, {store_.streams(), steps},
+    const Columns columns(store_.fields(), py_fields_, outputs, {store_.streams(), steps},
                           Columns::Access::kWrite);
     columns.require_disjoint(store_.fields(), store_.streams() * steps);
     const py::gil_scoped_release unlocked;
@@ -264,7 +272,7 @@ class Replay {
 
   void restore(std::size_t steps, const py::dict& contents, std::uint64_t steps_added,
                std::uint64_t generator) {
-    const Columns columns(store_.fields(), dtypes_, contents, {store_.streams(), steps},
+    const Columns columns(store_.fields(), py_fields_, contents, {store_.streams(), steps},
                           Columns::Access::kRead);
     const py::gil_scoped_release unlocked;
     store_.restore(steps, columns.readable(), {steps_added, generator});
@@ -312,7 +320,7 @@ class Replay {
 
   // The arrays of a batch, disjoint and writeable.
   Columns output_columns(const py::dict& outputs, const Shape& leading) const {
-    Columns columns(store_.fields(), dtypes_, outputs, leading, Columns::Access::kWrite);
+    Columns columns(store_.fields(), py_fields_, outputs, leading, Columns::Access::kWrite);
     columns.require_disjoint(store_.fields(), leading[0] * leading[1]);
     return columns;
   }
@@ -320,10 +328,10 @@ class Replay {
   ReplayStore& store() { return store_; }
 
  private:
-  static std::vector<py::dtype> dtypes_of(const std::vector<Field>& fields) {
-    std::vector<py::dtype> dtypes;
-    for (const auto& [name, dtype, shape] : fields) dtypes.push_back(dtype);
-    return dtypes;
+  static std::vector<PyField> py_fields_of(const std::vector<Field>& fields) {
+    std::vector<PyField> py_fields;
+    for (const auto& [name, dtype, shape] : fields) py_fields.push_back({name, dtype});
+    return py_fields;
   }
 
   static std::vector<FieldSpec> specs_of(const std::vector<Field>& fields) {
@@ -341,7 +349,7 @@ class Replay {
     throw std::invalid_argument("fields must hold 'is_first', a boolean scalar");
   }
 
-  const std::vector<py::dtype> dtypes_;
+  const std::vector<PyField> py_fields_;
   ReplayStore store_;
 };
 
