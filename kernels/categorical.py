@@ -25,7 +25,7 @@ def _load_logits(p_logits, i_row, m_row, o_class, CLASSES: tl.constexpr):
 
 
 @triton.jit
-def _probs(b_logits, o_class, CLASSES: tl.constexpr, UNIMIX: tl.constexpr):
+def probs(b_logits, o_class, CLASSES: tl.constexpr, UNIMIX: tl.constexpr):
     """Softmax, its mixture with the uniform distribution, and the logarithm of that."""
     m_class = o_class[None, :] < CLASSES
     b_shifted = b_logits - tl.max(b_logits, axis=1)[:, None]
@@ -41,7 +41,17 @@ def _probs(b_logits, o_class, CLASSES: tl.constexpr, UNIMIX: tl.constexpr):
 
 
 @triton.jit
-def _to_logits(b_grad, b_soft, UNIMIX: tl.constexpr):
+def drawn(b_probs, b_uniform, o_class, CLASSES: tl.constexpr):
+    """Class that each uniform number falls to, by the sums of the probabilities before it."""
+    b_below = tl.cumsum(b_probs, axis=1)
+    # Scaled by the last sum, so that rounding can not leave a draw without a class.
+    b_total = tl.sum(tl.where(o_class[None, :] == CLASSES - 1, b_below, 0.0), axis=1)
+    b_passed = (b_below <= (b_uniform * b_total)[:, None]) & (o_class[None, :] < CLASSES)
+    return tl.minimum(tl.sum(b_passed.to(tl.int32), axis=1), CLASSES - 1)
+
+
+@triton.jit
+def to_logits(b_grad, b_soft, UNIMIX: tl.constexpr):
     """Take the gradient of mixed probabilities back to the logits."""
     b_grad = b_grad * (1.0 - UNIMIX)
     return b_soft * (b_grad - tl.sum(b_grad * b_soft, axis=1)[:, None])
@@ -67,15 +77,11 @@ def categorical_sample_fwd_kernel(
     i_row = i_group // GROUPS
     i_in_row = i_group % GROUPS
     b_logits = _load_logits(p_logits, i_group, m_group, o_class, CLASSES)
-    _, b_probs, _ = _probs(b_logits, o_class, CLASSES, UNIMIX)
+    _, b_probs, _ = probs(b_logits, o_class, CLASSES, UNIMIX)
     p_uniforms += i_row * s_uniforms + i_in_row
     b_uniform = tl.load(p_uniforms, mask=m_group, other=0.0).to(tl.float32)
-    b_below = tl.cumsum(b_probs, axis=1)
-    # Scaled by the last sum, so that rounding can not leave a draw without a class.
-    b_total = tl.sum(tl.where(o_class[None, :] == CLASSES - 1, b_below, 0.0), axis=1)
-    b_passed = (b_below <= (b_uniform * b_total)[:, None]) & (o_class[None, :] < CLASSES)
-    b_index = tl.minimum(tl.sum(b_passed.to(tl.int32), axis=1), CLASSES - 1)
-    b_out = (o_class[None, :] == b_index[:, None]).to(p_out.dtype.element_ty)
+    b_index = drawn(b_probs, b_uniform, o_class, CLASSES)
+    b_out = (o_class[None, :] == b_index[:, None]).to(tl.float32).to(p_out.dtype.element_ty)
     p_out += (i_row * s_out + i_in_row * CLASSES)[:, None] + o_class[None, :]
     tl.store(p_out, b_out, mask=m_group[:, None] & (o_class[None, :] < CLASSES))
 
@@ -98,10 +104,10 @@ def categorical_sample_bwd_kernel(
     m_group = i_group < groups
     m_tile = m_group[:, None] & (o_class[None, :] < CLASSES)
     b_logits = _load_logits(p_logits, i_group, m_group, o_class, CLASSES)
-    b_soft, _, _ = _probs(b_logits, o_class, CLASSES, UNIMIX)
+    b_soft, _, _ = probs(b_logits, o_class, CLASSES, UNIMIX)
     p_grad += (i_group // GROUPS * s_grad + i_group % GROUPS * CLASSES)[:, None] + o_class[None, :]
     b_grad = tl.load(p_grad, mask=m_tile, other=0.0).to(tl.float32)
-    b_grad = _to_logits(b_grad, b_soft, UNIMIX)
+    b_grad = to_logits(b_grad, b_soft, UNIMIX)
     p_grad_logits += i_group[:, None] * CLASSES + o_class[None, :]
     tl.store(p_grad_logits, b_grad.to(p_grad_logits.dtype.element_ty), mask=m_tile)
 
@@ -120,7 +126,7 @@ def categorical_entropy_fwd_kernel(
     o_class = tl.arange(0, BLOCK)
     m_group = i_group < groups
     b_logits = _load_logits(p_logits, i_group, m_group, o_class, CLASSES)
-    _, b_probs, b_log = _probs(b_logits, o_class, CLASSES, UNIMIX)
+    _, b_probs, b_log = probs(b_logits, o_class, CLASSES, UNIMIX)
     b_entropy = -tl.sum(b_probs * b_log, axis=1)
     tl.store(p_out + i_group, b_entropy.to(p_out.dtype.element_ty), mask=m_group)
 
@@ -140,10 +146,10 @@ def categorical_entropy_bwd_kernel(
     o_class = tl.arange(0, BLOCK)
     m_group = i_group < groups
     b_logits = _load_logits(p_logits, i_group, m_group, o_class, CLASSES)
-    b_soft, _, b_log = _probs(b_logits, o_class, CLASSES, UNIMIX)
+    b_soft, _, b_log = probs(b_logits, o_class, CLASSES, UNIMIX)
     b_grad = tl.load(p_grad + i_group, mask=m_group, other=0.0).to(tl.float32)
     # The derivative of p ln p is ln p + 1; the one is the same for all classes and cancels.
-    b_grad = _to_logits(-b_grad[:, None] * b_log, b_soft, UNIMIX)
+    b_grad = to_logits(-b_grad[:, None] * b_log, b_soft, UNIMIX)
     p_grad_logits += i_group[:, None] * CLASSES + o_class[None, :]
     m_tile = m_group[:, None] & (o_class[None, :] < CLASSES)
     tl.store(p_grad_logits, b_grad.to(p_grad_logits.dtype.element_ty), mask=m_tile)
@@ -166,9 +172,9 @@ def categorical_kl_fwd_kernel(
     m_group = o_group < GROUPS
     i_group = i_row * GROUPS + o_group
     b_logits = _load_logits(p_posterior, i_group, m_group, o_class, CLASSES)
-    _, b_q, b_log_q = _probs(b_logits, o_class, CLASSES, UNIMIX)
+    _, b_q, b_log_q = probs(b_logits, o_class, CLASSES, UNIMIX)
     b_logits = _load_logits(p_prior, i_group, m_group, o_class, CLASSES)
-    _, _, b_log_p = _probs(b_logits, o_class, CLASSES, UNIMIX)
+    _, _, b_log_p = probs(b_logits, o_class, CLASSES, UNIMIX)
     b_kl = tl.where(m_group, tl.sum(b_q * (b_log_q - b_log_p), axis=1), 0.0)
     tl.store(p_out + i_row, tl.sum(b_kl).to(p_out.dtype.element_ty))
 
@@ -195,21 +201,21 @@ def categorical_kl_bwd_kernel(
     i_group = i_row * GROUPS + o_group
     m_class = o_class[None, :] < CLASSES
     b_logits = _load_logits(p_posterior, i_group, m_group, o_class, CLASSES)
-    b_soft_q, b_q, b_log_q = _probs(b_logits, o_class, CLASSES, UNIMIX)
+    b_soft_q, b_q, b_log_q = probs(b_logits, o_class, CLASSES, UNIMIX)
     b_logits = _load_logits(p_prior, i_group, m_group, o_class, CLASSES)
-    b_soft_p, b_p, b_log_p = _probs(b_logits, o_class, CLASSES, UNIMIX)
+    b_soft_p, b_p, b_log_p = probs(b_logits, o_class, CLASSES, UNIMIX)
     b_grad = tl.load(p_grad + i_row).to(tl.float32)
     o_tile = i_group[:, None] * CLASSES + o_class[None, :]
     m_tile = m_group[:, None] & m_class
     if OF_Q:
-        b_q_logits = _to_logits(b_grad * (b_log_q - b_log_p), b_soft_q, UNIMIX)
+        b_q_logits = to_logits(b_grad * (b_log_q - b_log_p), b_soft_q, UNIMIX)
         tl.store(
             p_grad_posterior + o_tile, b_q_logits.to(p_grad_posterior.dtype.element_ty), mask=m_tile
         )
     if OF_P:
         if UNIMIX > 0.0:
             b_ratio = b_q / tl.where(m_class, b_p, 1.0)
-            b_p_logits = _to_logits(-b_grad * b_ratio, b_soft_p, UNIMIX)
+            b_p_logits = to_logits(-b_grad * b_ratio, b_soft_p, UNIMIX)
         else:
             b_p_logits = b_grad * (b_soft_p - b_q)
         tl.store(p_grad_prior + o_tile, b_p_logits.to(p_grad_prior.dtype.element_ty), mask=m_tile)

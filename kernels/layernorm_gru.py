@@ -21,6 +21,13 @@ def _tanh(x):
 
 
 @triton.jit
+def next_state(b_reset, b_candidate, b_update, b_state):
+    """The state after a step, from the gates behind their norm and the state before."""
+    b_candidate = _tanh(tl.sigmoid(b_reset) * b_candidate)
+    return b_state + tl.sigmoid(b_update - 1.0) * (b_candidate - b_state)
+
+
+@triton.jit
 def layernorm_gru_fwd_kernel(
     p_gates,  # (rows, 3 * WIDTH), contiguous: reset, candidate, update before the norm
     p_state,  # (rows, WIDTH), row stride s_state
@@ -54,10 +61,8 @@ def layernorm_gru_fwd_kernel(
     b_candidate += tl.load(p_bias + WIDTH, mask=m_col, other=0.0).to(tl.float32)
     b_update *= b_scale * tl.load(p_weight + 2 * WIDTH, mask=m_col, other=0.0).to(tl.float32)
     b_update += tl.load(p_bias + 2 * WIDTH, mask=m_col, other=0.0).to(tl.float32)
-    b_candidate = _tanh(tl.sigmoid(b_reset) * b_candidate)
-    b_update = tl.sigmoid(b_update - 1.0)
     b_state = tl.load(p_state + i_row * s_state + o_col, mask=m_col, other=0.0).to(tl.float32)
-    b_out = b_state + b_update * (b_candidate - b_state)
+    b_out = next_state(b_reset, b_candidate, b_update, b_state)
     tl.store(p_out + i_row * s_out + o_col, b_out.to(p_out.dtype.element_ty), mask=m_col)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from mudreamer_fast import kernels, reference, selfcheck
 from mudreamer_fast.selfcheck import Agreement, Case, cases, check_ops, evaluate
 from tests.kernels.agreement import DEVICE
-from tests.tolerances import FUSED, FUSED_FLOOR
+from tests.tolerances import FUSED
 
 CPU = torch.device("cpu")
 MARGIN = 2e-3
@@ -52,7 +52,7 @@ def test_fused_operations_agree_with_the_reference() -> None:
 def test_limits_are_those_of_the_kernels_own_tests() -> None:
     limits = FUSED[torch.float32]
     assert (limits.output, limits.gradient) == (selfcheck.OUTPUT_LIMIT, selfcheck.GRADIENT_LIMIT)
-    assert FUSED_FLOOR[torch.float32] == selfcheck.ROUNDING
+    assert limits.floor == selfcheck.ROUNDING
 
 
 def test_reference_in_float32_agrees_with_itself() -> None:

@@ -9,9 +9,15 @@ from torch import Tensor
 from mudreamer_fast import kernels, reference
 from mudreamer_fast.weights import Linear, MlpWeights, NormLinear, RssmWeights
 from tests import tiny
-from tests.kernels.agreement import DEVICE, assert_agrees, evaluate, on_device
+from tests.kernels.agreement import DEVICE, assert_agrees, evaluate, on_device, rounded, settled
+from tests.tolerances import FUSED_TF32, Agreement
 
 DETER, HIDDEN, GROUPS, CLASSES = 9, 12, 3, 5
+UNIMIX = 0.01
+PRIOR = (
+    "prior_hidden.weight", "prior_hidden.norm_weight", "prior_hidden.norm_bias", "prior_out.weight",
+    "prior_out.bias",
+)  # fmt: skip
 
 
 def inputs(
@@ -26,10 +32,16 @@ def inputs(
         "deter": torch.randn(rows, DETER, dtype=torch.float64).tanh(),
         "stoch": torch.eye(CLASSES, dtype=torch.float64)[torch.randint(CLASSES, (rows, GROUPS))],
         "uniforms": torch.rand(rows, horizon, GROUPS, dtype=torch.float64),
-        "noise": noise(rows, horizon, actions if continuous else 1, dtype=torch.float64),
+        noise_name(continuous): noise(
+            rows, horizon, actions if continuous else 1, dtype=torch.float64
+        ),
         **tiny.named_tensors(weights, "model"),
         **tiny.named_tensors(actor, "actor"),
     }
+
+
+def noise_name(continuous: bool) -> str:
+    return "noise" if continuous else "uniforms of actions"
 
 
 def regroup(given: dict[str, Tensor], prefix: str) -> list[Tensor]:
@@ -55,10 +67,10 @@ def call(op: Any, given: dict[str, Tensor], continuous: bool, dynamics: bool) ->
         weights,
         MlpWeights(tuple(layers), Linear(*actor[-2:])),
         given["uniforms"],
-        given["noise"],
+        given[noise_name(continuous)],
         continuous,
         dynamics,
-        0.01,
+        UNIMIX,
         1e-3,
     )
     return dict(out._asdict())
@@ -78,6 +90,42 @@ def test_rssm_imagine_agrees(
         lambda given: call(reference.rssm_imagine, given, continuous, dynamics),
         given,
     )
+
+
+def agree_on_draws_that_hold(
+    continuous: bool, dynamics: bool, dtype: torch.dtype, limits: Agreement | None = None
+) -> None:
+    """As the test above, with noise that draws the same whatever is rounded on the way."""
+    given = rounded(inputs(6, 5, 3, continuous), dtype)
+    out = evaluate(
+        lambda given: call(reference.rssm_imagine, given, continuous, dynamics),
+        given, torch.float64, torch.device("cpu"),
+    )  # fmt: skip
+    prior = [given[f"model.{name}"].double() for name in PRIOR]
+    hidden = reference.linear_norm_act(out["deter"][:, 1:], NormLinear(*prior[:3]), 1e-3)
+    logits = (hidden @ prior[3].t() + prior[4]).unflatten(-1, (GROUPS, CLASSES))
+    given["uniforms"] = settled(logits, out["stoch"][:, 1:], UNIMIX)
+    if not continuous:
+        given[noise_name(False)] = settled(out["policy"], out["action"], UNIMIX).unsqueeze(-1)
+    assert_agrees(
+        lambda given: call(kernels.rssm_imagine, given, continuous, dynamics),
+        lambda given: call(reference.rssm_imagine, given, continuous, dynamics),
+        given,
+        dtype,
+        limits,
+    )
+
+
+@pytest.mark.parametrize("dynamics", [True, False])
+@pytest.mark.parametrize("continuous", [True, False])
+def test_rssm_imagine_agrees_in_bfloat16(continuous: bool, dynamics: bool) -> None:
+    agree_on_draws_that_hold(continuous, dynamics, torch.bfloat16)
+
+
+@pytest.mark.gpu
+def test_rssm_imagine_agrees_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    agree_on_draws_that_hold(True, True, torch.float32, FUSED_TF32)
 
 
 def test_rssm_imagine_draws_the_reference_latents_over_a_whole_rollout() -> None:
