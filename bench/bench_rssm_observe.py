@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.providers import compare, draw, needs_gpu
+from bench.providers import PROVIDERS, backward, compare, draw, needs_gpu
 from mudreamer_fast.weights import BatchNormState, Linear, NormLinear, RssmWeights
 
 ROWS, STEPS, EMBED, DETER, HIDDEN, GROUPS, CLASSES, ACTIONS = 16, 64, 4096, 512, 512, 32, 32, 6
@@ -54,4 +56,17 @@ def bench_rssm_observe(benchmark: BenchmarkFixture) -> None:
             embed, action, first, uniforms, state, weights, norm, 0.01, 1e-3
         )[:5],
         leaves,
+        (*PROVIDERS, "persistent"),
+        cudnn_gru(),
     )
+
+
+def cudnn_gru() -> dict[str, Callable[[], object]]:
+    """cuDNN's GRU over as many steps and units: no norms, no latents, no resets, no prior."""
+    gru = torch.nn.GRU(HIDDEN, DETER, batch_first=True, device="cuda")
+    x = draw(ROWS, STEPS, HIDDEN, grad=True)
+    leaves = [x, *gru.parameters()]
+    return {
+        "cuDNN GRU forward": lambda: gru(x)[0],
+        "cuDNN GRU forward and backward": lambda: backward(gru(x)[0], leaves),
+    }

@@ -43,7 +43,7 @@ for part in $parts; do
         for tool in memcheck racecheck; do
             # One case of each operation: under the sanitizer a test takes minutes.
             PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-                "$python" -m pytest -q tests/kernels -k "agrees and (rows0 or 5-3-2-2 or 5-7)" \
+                "$python" -m pytest -q tests/kernels -k "agrees and (rows0 or 5-3-2-2 or 5-7 or 7-33 or 3-5-batch)" \
                 || failed+=("$part $tool")
         done
         ;;

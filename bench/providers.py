@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import statistics
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -23,26 +24,40 @@ ROUNDS = 20
 CALLS = 10
 """Calls between two events."""
 
+PROVIDERS = ("reference", "compiled", "fused")
 Call = Callable[[Any], Tensor | Sequence[Tensor]]
 
 
-def compare(benchmark: BenchmarkFixture, call: Call, leaves: Sequence[Tensor]) -> None:
+def compare(
+    benchmark: BenchmarkFixture,
+    call: Call,
+    leaves: Sequence[Tensor],
+    providers: Sequence[str] = PROVIDERS,
+    others: Mapping[str, Callable[[], object]] = MappingProxyType({}),
+) -> None:
     """Time `call(ops)` under each backend.
 
     Args:
         benchmark: pytest-benchmark's fixture.
         call: calls an operation of the module it is handed.
         leaves: tensors on the GPU that the backward pass gives gradients of; none skips it.
+        providers: backends; all but the reference are timed as a CUDA graph as well.
+        others: what else to time beside them, by name.
     """
     runs: dict[str, Callable[[], object]] = {}
-    for name in ("reference", "compiled", "fused"):
+    for name in providers:
         ops = load_ops(name)
         runs[f"{name} forward"] = lambda ops=ops: call(ops)
         if leaves:
             runs[f"{name} forward and backward"] = lambda ops=ops: backward(call(ops), leaves)
-    runs["fused forward, graph"] = captured(runs["fused forward"])
-    if leaves:
-        runs["fused forward and backward, graph"] = captured(runs["fused forward and backward"])
+    for name in providers:
+        if name == "reference":
+            continue
+        runs[f"{name} forward, graph"] = captured(runs[f"{name} forward"])
+        if leaves:
+            whole = captured(runs[f"{name} forward and backward"])
+            runs[f"{name} forward and backward, graph"] = whole
+    runs |= others
     for run in runs.values():
         for _ in range(3):
             run()

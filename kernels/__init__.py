@@ -18,7 +18,11 @@ if importlib.util.find_spec("triton") is not None:
     from mudreamer_fast.kernels.layernorm_gru import layernorm_gru
     from mudreamer_fast.kernels.linear_norm_act import linear_norm_act, mlp
     from mudreamer_fast.kernels.rssm_imagine import rssm_imagine
-    from mudreamer_fast.kernels.rssm_observe import rssm_initial, rssm_observe
+    from mudreamer_fast.kernels.rssm_observe import (
+        rssm_initial,
+        rssm_observe,
+        rssm_observe_persistent,
+    )
     from mudreamer_fast.kernels.two_hot import two_hot_loss, two_hot_mean
 
     __all__ += [
@@ -33,6 +37,7 @@ if importlib.util.find_spec("triton") is not None:
         "rssm_imagine",
         "rssm_initial",
         "rssm_observe",
+        "rssm_observe_persistent",
         "two_hot_loss",
         "two_hot_mean",
     ]

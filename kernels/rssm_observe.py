@@ -8,6 +8,7 @@ the prior, and the gradients of all matrices.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from mudreamer_fast.kernels.categorical import SampleFunction
 from mudreamer_fast.kernels.checks import check
 from mudreamer_fast.kernels.layernorm_gru import GruCellFunction
 from mudreamer_fast.kernels.linear_norm_act import NormActFunction, linear_norm_act
+from mudreamer_fast.kernels.rssm_observe_bwd import pull_persistently
+from mudreamer_fast.kernels.rssm_observe_fwd import MAX_ROWS, Filled, run_persistently
 from mudreamer_fast.weights import BatchNormState, Observed, RssmWeights
 
 ALIGNMENT = 8
@@ -65,6 +68,7 @@ class _Shape(NamedTuple):
     batch_norm: BatchNormState | None
     unimix: float
     eps: float
+    persistent: bool
 
 
 class ObserveFunction(torch.autograd.Function):
@@ -95,125 +99,301 @@ class ObserveFunction(torch.autograd.Function):
         padded = -(-(state_end + actions) // ALIGNMENT) * ALIGNMENT
         buffer = deter.new_zeros(steps, rows, padded)
         buffer[:, :, state_end : state_end + actions] = action.transpose(0, 1)
-        input_weight = F.pad(weights[0], (0, padded - state_end - actions))
-
         new = deter.new_empty
-        input_pre, gates = new(steps, rows, hidden), new(steps, rows, 3 * width)
-        deters, stochs = new(steps, rows, width), new(steps, rows, latents)
-        logits = new(steps, rows, latents)
-        by_group = logits.view(steps, rows, *stoch.shape[1:])
-        hidden_pre, acts = new(steps, rows, hidden), new(steps, rows, hidden)
         columns = hidden if shape.batch_norm else 0
-        means, variances = new(steps, columns), new(steps, columns)
-        first_stoch = first_stoch.flatten()
-        before = deter, stoch.flatten(1)
-        grid = (rows, triton.cdiv(width + latents, TILE))
-        for t in range(steps):
-            row, first = buffer[t], is_first[:, t]
-            state = row[:, hidden : hidden + width]
-            rssm_observe_fwd_kernel[grid](
-                *before, first, first_deter, first_stoch, row[:, hidden:], before[0].stride(0),
-                before[1].stride(0), first.stride(0), padded, width, latents, TILE, num_warps=4,
-            )  # fmt: skip
-            torch.mm(row[:, hidden + width :], input_weight.t(), out=input_pre[t])
-            NormActFunction.run(input_pre[t], weights[1], weights[2], shape.eps, row[:, :hidden])
-            torch.mm(row[:, : hidden + width], weights[3].t(), out=gates[t])
-            GruCellFunction.run(gates[t], state, weights[4], weights[5], shape.eps, deters[t])
-            torch.addmm(embed_part[:, t], deters[t], weights[6].t(), out=hidden_pre[t])
-            if shape.batch_norm is None:
-                NormActFunction.run(hidden_pre[t], weights[7], weights[8], shape.eps, acts[t])
-            else:
-                BatchNormActFunction.run(
-                    hidden_pre[t], weights[7], weights[8], shape.batch_norm, shape.eps,
-                    (acts[t], means[t], variances[t]),
-                )  # fmt: skip
-            torch.addmm(weights[10], acts[t], weights[9].t(), out=logits[t])
-            SampleFunction.run(by_group[t], uniforms[:, t], shape.unimix, stochs[t])
-            before = deters[t], stochs[t]
+        found = Filled(
+            buffer,
+            input_pre=new(steps, rows, hidden),
+            gates=new(steps, rows, 3 * width),
+            deters=new(steps, rows, width),
+            hidden_pre=new(steps, rows, hidden),
+            acts=new(steps, rows, hidden),
+            means=new(steps, columns),
+            variances=new(steps, columns),
+            logits=new(steps, rows, latents),
+            stochs=new(steps, rows, latents),
+        )
+        start = deter, stoch.flatten(1), first_deter, first_stoch.flatten()
+        given = embed_part, action, is_first, uniforms
+        if shape.persistent and 0 < rows <= MAX_ROWS:
+            sums = _fill_at_once(found, given, start, weights, shape, stoch.shape[1:])
+        else:
+            sums = ()
+            _fill_by_step(found, given, start, weights, shape, stoch.shape[1:])
         ctx.set_materialize_grads(False)
-        ctx.shape, ctx.input_weight, ctx.sizes = shape, input_weight, (hidden, width, latents)
-        ctx.groups = stoch.shape[1:]
-        ctx.save_for_backward(
-            buffer, input_pre, gates, deters, logits, hidden_pre, acts, means, variances,
-            is_first, *weights,
-        )  # fmt: skip
+        ctx.shape, ctx.groups, ctx.persistent = shape, stoch.shape[1:], len(sums) > 0
+        ctx.save_for_backward(*found, is_first, *weights, *sums)
+        by_group = found.logits.unflatten(-1, stoch.shape[1:])
         previous = buffer[:, :, hidden + width : state_end].unflatten(-1, stoch.shape[1:])
         by_step = (
-            deters,
-            stochs.view(by_group.shape),
+            found.deters,
+            found.stochs.view(by_group.shape),
             by_group,
             buffer[:, :, hidden : hidden + width],
             previous,
         )
         # Copies, as the kernels that read them want whole rows.
-        out = (*(tensor.transpose(0, 1).contiguous() for tensor in by_step), means, variances)
-        ctx.mark_non_differentiable(means, variances)
+        out = (*(tensor.transpose(0, 1).contiguous() for tensor in by_step), *found[6:8])
+        ctx.mark_non_differentiable(*found[6:8])
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         """Walk back in time, then take the gradients of all matrices at once."""
-        shape, (hidden, width, latents) = ctx.shape, ctx.sizes
-        buffer, input_pre, gates, deters, logits, hidden_pre, acts, means, variances, is_first = (
-            ctx.saved_tensors[:10]
-        )
-        weights = ctx.saved_tensors[10:]
-        steps, rows = deters.shape[:2]
-        posterior = logits.view(steps, rows, *ctx.groups)
+        count = len(Filled._fields)
+        filled = Filled(*ctx.saved_tensors[:count])
+        is_first, weights = ctx.saved_tensors[count], ctx.saved_tensors[count + 1 :][:11]
         wanted = _by_step(grads[:5])
-        grad_deter, grad_stoch = deters.new_zeros(rows, width), deters.new_zeros(rows, latents)
-        grad_logits, grad_hidden = torch.empty_like(logits), torch.empty_like(hidden_pre)
-        grad_gates, grad_input = torch.empty_like(gates), torch.empty_like(input_pre)
-        grad_first = deters.new_zeros(width)
-        affine = [torch.zeros_like(weights[i]) for i in (1, 2, 4, 5, 7, 8)]
-        for t in reversed(range(steps)):
-            grad_deter = _plus(grad_deter, wanted[0], t)
-            grad_stoch = _plus(grad_stoch, wanted[1], t)
-            pulled = SampleFunction.pull(grad_stoch, posterior[t], shape.unimix)
-            grad_logits[t] = _plus(pulled.view(rows, latents), wanted[2], t)
-            grad = grad_logits[t] @ weights[9]
-            if shape.batch_norm is None:
-                found = NormActFunction.pull(grad, hidden_pre[t], weights[7], weights[8], shape.eps)
-            else:
-                mean, var, use_batch = shape.batch_norm
-                if use_batch:
-                    mean, var = means[t], variances[t]
-                found = BatchNormActFunction.pull(
-                    grad, hidden_pre[t], weights[7], weights[8], mean, var, use_batch, shape.eps
-                )
-            grad_hidden[t] = found[0]
-            _add(affine[4:], found[1:])
-            grad_deter = torch.addmm(grad_deter, found[0], weights[6])
-            state = buffer[t, :, hidden : hidden + width]
-            found = GruCellFunction.pull(
-                grad_deter, gates[t], state, weights[4], weights[5], shape.eps
-            )
-            grad_gates[t] = found[0]
-            _add(affine[2:4], found[2:])
-            through = found[0] @ weights[3]
-            grad_deter = _plus(found[1] + through[:, hidden:], wanted[3], t)
-            found = NormActFunction.pull(
-                through[:, :hidden], input_pre[t], weights[1], weights[2], shape.eps
-            )
-            grad_input[t] = found[0]
-            _add(affine[:2], found[1:])
-            grad_stoch = _plus((found[0] @ ctx.input_weight)[:, :latents], wanted[4], t)
-            reset = is_first[:, t, None]
-            grad_first += (grad_deter * reset).sum(0)
-            grad_deter = grad_deter.masked_fill(reset, 0.0)
-            grad_stoch = grad_stoch.masked_fill(reset, 0.0)
+        if ctx.persistent:
+            sums = ctx.saved_tensors[-3:]
+            found = _pull_at_once(filled, sums, wanted, is_first, weights, ctx.shape, ctx.groups)
+        else:
+            found = _pull_by_step(filled, wanted, is_first, weights, ctx.shape, ctx.groups)
+        hidden, width = filled.input_pre.shape[2], filled.deters.shape[2]
         matrices = _matrix_gradients(
-            (grad_input, buffer[:, :, hidden + width :][:, :, : weights[0].shape[1]]),
-            (grad_gates, buffer[:, :, : hidden + width]),
-            (grad_hidden, deters),
-            (grad_logits, acts),
+            (found.input, filled.buffer[:, :, hidden + width :][:, :, : weights[0].shape[1]]),
+            (found.gates, filled.buffer[:, :, : hidden + width]),
+            (found.hidden, filled.deters),
+            (found.logits, filled.acts),
         )
+        affine = found.affine
         return (
-            grad_hidden.transpose(0, 1), None, None, None, grad_deter,
-            grad_stoch.view(rows, *posterior.shape[2:]), grad_first, None, None,
+            found.hidden.transpose(0, 1), None, None, None, found.deter,
+            found.stoch.view(-1, *ctx.groups), found.first, None, None,
             matrices[0], *affine[:2], matrices[1], *affine[2:4], matrices[2], *affine[4:],
-            matrices[3], grad_logits.sum((0, 1)),
+            matrices[3], found.logits.sum((0, 1)),
         )  # fmt: skip
+
+
+def _start(
+    row: Tensor,
+    first: Tensor,
+    state: Sequence[Tensor],
+    fresh: Sequence[Tensor],
+    sizes: Sequence[int],
+) -> None:
+    """Write where a step starts from: `state`, or `fresh` where an episode begins.
+
+    Args:
+        row: (B, U + D + G*C + A), the step's `[u | h | z | a]`; h and z are written.
+        first: (B,) bool, where an episode begins.
+        state: h (B, D) and z (B, G*C) after the step before.
+        fresh: h (D,) and z (G*C,), the learned start.
+        sizes: U, D and G*C.
+    """
+    hidden, width, latents = sizes
+    rssm_observe_fwd_kernel[(len(row), triton.cdiv(width + latents, TILE))](
+        *state, first, *fresh, row[:, hidden:], state[0].stride(0), state[1].stride(0),
+        first.stride(0), row.stride(0), width, latents, TILE, num_warps=4,
+    )  # fmt: skip
+
+
+def _fill_by_step(
+    found: Filled,
+    given: Sequence[Tensor],
+    start: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    shape: _Shape,
+    stoch: torch.Size,
+) -> None:
+    """Run the recurrence in nine launches a step."""
+    embed_part, _, is_first, uniforms = given
+    hidden, width, latents = (
+        tensor.shape[2] for tensor in (found.input_pre, found.deters, found.logits)
+    )
+    input_weight = F.pad(
+        weights[0], (0, found.buffer.shape[2] - hidden - width - weights[0].shape[1])
+    )
+    state = start[:2]
+    for t, row in enumerate(found.buffer):
+        _start(row, is_first[:, t], state, start[2:], (hidden, width, latents))
+        before, input_pre, gates = (
+            row[:, hidden : hidden + width],
+            found.input_pre[t],
+            found.gates[t],
+        )
+        deter, hidden_pre, act = found.deters[t], found.hidden_pre[t], found.acts[t]
+        torch.mm(row[:, hidden + width :], input_weight.t(), out=input_pre)
+        NormActFunction.run(input_pre, weights[1], weights[2], shape.eps, row[:, :hidden])
+        torch.mm(row[:, : hidden + width], weights[3].t(), out=gates)
+        GruCellFunction.run(gates, before, weights[4], weights[5], shape.eps, deter)
+        torch.addmm(embed_part[:, t], deter, weights[6].t(), out=hidden_pre)
+        if shape.batch_norm is None:
+            NormActFunction.run(hidden_pre, weights[7], weights[8], shape.eps, act)
+        else:
+            BatchNormActFunction.run(
+                hidden_pre, weights[7], weights[8], shape.batch_norm, shape.eps,
+                (act, found.means[t], found.variances[t]),
+            )  # fmt: skip
+        torch.addmm(weights[10], act, weights[9].t(), out=found.logits[t])
+        by_group = found.logits[t].view(len(row), *stoch)
+        SampleFunction.run(by_group, uniforms[:, t], shape.unimix, found.stochs[t])
+        state = deter, found.stochs[t]
+
+
+def _fill_at_once(
+    found: Filled,
+    given: Sequence[Tensor],
+    start: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    shape: _Shape,
+    stoch: torch.Size,
+) -> tuple[Tensor, ...]:
+    """Run the recurrence in one launch, and what it leaves to do for all steps at once."""
+    embed_part, action, is_first, uniforms = given
+    hidden, width, latents = (
+        tensor.shape[2] for tensor in (found.input_pre, found.deters, found.logits)
+    )
+    _start(found.buffer[0], is_first[:, 0], start[:2], start[2:], (hidden, width, latents))
+    sums = run_persistently(
+        found, (embed_part, F.linear(action, weights[0][:, latents:]), is_first, uniforms),
+        start[2:], weights, shape.batch_norm, shape.unimix, shape.eps, stoch,
+    )  # fmt: skip
+    before = found.buffer.flatten(0, 1)[:, :hidden]
+    NormActFunction.run(found.input_pre.flatten(0, 1), weights[1], weights[2], shape.eps, before)
+    if shape.batch_norm is None:
+        acts = found.acts.flatten(0, 1)
+        NormActFunction.run(found.hidden_pre.flatten(0, 1), weights[7], weights[8], shape.eps, acts)
+    return sums
+
+
+class _Pulled(NamedTuple):
+    """Gradients that the reverse of the recurrence finds."""
+
+    input: Tensor
+    """(T, B, U), of the input layer before its norm."""
+    gates: Tensor
+    """(T, B, 3D), before their norm."""
+    hidden: Tensor
+    """(T, B, U), of the posterior's hidden layer before its norm."""
+    logits: Tensor
+    """(T, B, G*C), of the posterior."""
+    affine: list[Tensor]
+    """Of scale and shift of these three norms."""
+    deter: Tensor
+    """(B, D), of the h before the first step."""
+    stoch: Tensor
+    """(B, G*C), of the z before it."""
+    first: Tensor
+    """(D,), of the learned start."""
+
+
+def _pull_by_step(
+    filled: Filled,
+    wanted: Sequence[Tensor | None],
+    is_first: Tensor,
+    weights: Sequence[Tensor],
+    shape: _Shape,
+    groups: torch.Size,
+) -> _Pulled:
+    """Reverse the recurrence in some twenty launches a step."""
+    steps, rows, hidden = filled.input_pre.shape
+    width, latents = filled.deters.shape[2], filled.logits.shape[2]
+    posterior = filled.logits.view(steps, rows, *groups)
+    grad_deter, grad_stoch = (
+        filled.deters.new_zeros(rows, width),
+        filled.deters.new_zeros(rows, latents),
+    )
+    found = _Pulled(
+        input=torch.empty_like(filled.input_pre),
+        gates=torch.empty_like(filled.gates),
+        hidden=torch.empty_like(filled.hidden_pre),
+        logits=torch.empty_like(filled.logits),
+        affine=[torch.zeros_like(weights[i]) for i in (1, 2, 4, 5, 7, 8)],
+        deter=grad_deter,
+        stoch=grad_stoch,
+        first=filled.deters.new_zeros(width),
+    )
+    for t in reversed(range(steps)):
+        grad_deter = _plus(grad_deter, wanted[0], t)
+        grad_stoch = _plus(grad_stoch, wanted[1], t)
+        pulled = SampleFunction.pull(grad_stoch, posterior[t], shape.unimix)
+        found.logits[t] = _plus(pulled.view(rows, latents), wanted[2], t)
+        grad, hidden_pre = found.logits[t] @ weights[9], filled.hidden_pre[t]
+        if shape.batch_norm is None:
+            parts = NormActFunction.pull(grad, hidden_pre, weights[7], weights[8], shape.eps)
+        else:
+            mean, var, use_batch = shape.batch_norm
+            if use_batch:
+                mean, var = filled.means[t], filled.variances[t]
+            parts = BatchNormActFunction.pull(
+                grad, hidden_pre, weights[7], weights[8], mean, var, use_batch, shape.eps
+            )
+        found.hidden[t] = parts[0]
+        _add(found.affine[4:], parts[1:])
+        grad_deter = torch.addmm(grad_deter, parts[0], weights[6])
+        state = filled.buffer[t, :, hidden : hidden + width]
+        parts = GruCellFunction.pull(
+            grad_deter, filled.gates[t], state, weights[4], weights[5], shape.eps
+        )
+        found.gates[t] = parts[0]
+        _add(found.affine[2:4], parts[2:])
+        through = parts[0] @ weights[3]
+        grad_deter = _plus(parts[1] + through[:, hidden:], wanted[3], t)
+        parts = NormActFunction.pull(
+            through[:, :hidden], filled.input_pre[t], weights[1], weights[2], shape.eps
+        )
+        found.input[t] = parts[0]
+        _add(found.affine[:2], parts[1:])
+        grad_stoch = _plus((parts[0] @ weights[0])[:, :latents], wanted[4], t)
+        reset = is_first[:, t, None]
+        found.first.add_((grad_deter * reset).sum(0))
+        grad_deter = grad_deter.masked_fill(reset, 0.0)
+        grad_stoch = grad_stoch.masked_fill(reset, 0.0)
+    return found._replace(deter=grad_deter, stoch=grad_stoch)
+
+
+def _pull_at_once(
+    filled: Filled,
+    sums: Sequence[Tensor],
+    wanted: Sequence[Tensor | None],
+    is_first: Tensor,
+    weights: Sequence[Tensor],
+    shape: _Shape,
+    groups: torch.Size,
+) -> _Pulled:
+    """Reverse the recurrence in one launch, and what it leaves to do for all steps at once."""
+    hidden, width = filled.input_pre.shape[2], filled.deters.shape[2]
+    reset = is_first.t().unsqueeze(-1)
+    asked = [torch.zeros_like(like) for like in (filled.deters, filled.stochs, filled.logits)]
+    for tensor, extra in zip(asked, wanted[:3], strict=True):
+        if extra is not None:
+            tensor += extra
+    # What a step starts from is what the one before ended in, where no episode begins.
+    for tensor, extra in zip(asked, wanted[3:], strict=False):
+        if extra is not None:
+            tensor[:-1] += extra[1:].masked_fill(reset[1:], 0.0)
+    steps = pull_persistently(
+        filled, sums, asked, is_first, weights, shape.batch_norm, shape.unimix, shape.eps, groups
+    )
+    flat = lambda tensor: tensor.flatten(0, 1)  # noqa: E731
+    grad_input, *affine = NormActFunction.pull(
+        flat(steps.input), flat(filled.input_pre), weights[1], weights[2], shape.eps
+    )
+    states = flat(filled.buffer[:, :, hidden : hidden + width])
+    grad_gates, _, *of_gates = GruCellFunction.pull(
+        flat(steps.deter), flat(filled.gates), states, weights[4], weights[5], shape.eps
+    )
+    if shape.batch_norm is None:
+        grad_hidden, *of_hidden = NormActFunction.pull(
+            flat(steps.acts), flat(filled.hidden_pre), weights[7], weights[8], shape.eps
+        )
+    else:
+        grad_hidden, of_hidden = steps.hidden, [*steps.affine.sum(0).to(weights[7].dtype)]
+    before = steps.before if wanted[3] is None else steps.before + wanted[3]
+    stoch = _plus(
+        grad_input[: len(reset[0])] @ weights[0][:, : filled.stochs.shape[2]], wanted[4], 0
+    )
+    return _Pulled(
+        grad_input.view_as(steps.input),
+        grad_gates.view_as(steps.gates),
+        grad_hidden.view_as(steps.hidden),
+        steps.logits,
+        [*affine, *of_gates, *of_hidden],
+        before[0].masked_fill(reset[0], 0.0),
+        stoch.masked_fill(reset[0], 0.0),
+        (before * reset).sum((0, 1)),
+    )
 
 
 def _by_step(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -277,6 +457,23 @@ def rssm_observe(
         unimix: share of the uniform distribution in every categorical.
         eps: added to the variances.
     """
+    return _observe(
+        embed, action, is_first, uniforms, state, weights, batch_norm, unimix, eps, persistent=False
+    )
+
+
+def _observe(
+    embed: Tensor,
+    action: Tensor,
+    is_first: Tensor,
+    uniforms: Tensor,
+    state: tuple[Tensor, Tensor],
+    weights: RssmWeights,
+    batch_norm: BatchNormState | None,
+    unimix: float,
+    eps: float,
+    persistent: bool,
+) -> Observed:
     check("embed", embed, None, None, None)
     rows, steps, size = embed.shape
     deter, stoch = state
@@ -304,13 +501,13 @@ def rssm_observe(
     found = ObserveFunction.apply(
         F.linear(embed.flatten(0, 1), layer.weight[:, :size]).view(rows, steps, -1),
         action,
-        is_first,
+        is_first.contiguous(),
         uniforms,
         deter,
         stoch,
         first_deter,
         first_stoch,
-        _Shape(batch_norm, unimix, eps),
+        _Shape(batch_norm, unimix, eps, persistent),
         *weights.input,
         *weights.gru,
         layer.weight[:, size:],
@@ -321,3 +518,7 @@ def rssm_observe(
     deters, stochs, posterior, previous_deter, previous_stoch, mean, var = found
     prior = _prior(deters, weights, groups, eps)
     return Observed(deters, stochs, posterior, prior, previous_deter, previous_stoch, mean, var)
+
+
+rssm_observe_persistent = functools.partial(_observe, persistent=True)
+"""`rssm_observe` in one launch, where the batch fits; elsewhere as ever."""

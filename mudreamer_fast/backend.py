@@ -13,7 +13,8 @@ from mudreamer_fast.config import ConfigError
 from mudreamer_fast.kernels.device import runs_on
 from mudreamer_fast.selfcheck import Agreement, check_ops
 
-BACKENDS = ("reference", "compiled", "fused")
+BACKENDS = ("reference", "compiled", "fused", "persistent")
+ON_TRITON = ("fused", "persistent")
 
 
 def missing_fused_ops() -> list[str]:
@@ -60,22 +61,27 @@ def resolve_backend(name: str, device: torch.device) -> str:
         return "fused" if gpu and _trusts_fused(device) else "reference"
     if name not in BACKENDS:
         raise ConfigError(f"backend must be auto, {', '.join(BACKENDS)}, got {name!r}")
-    if name == "fused" and not runs_on(device):
-        raise ConfigError(f"backend fused needs a CUDA device, got {device}; use reference")
-    if name == "fused" and missing_fused_ops():
-        raise ConfigError("backend fused needs Triton: pip install 'mudreamer-fast[gpu]'")
+    if name in ON_TRITON and not runs_on(device):
+        raise ConfigError(f"backend {name} needs a CUDA device, got {device}; use reference")
+    if name in ON_TRITON and missing_fused_ops():
+        raise ConfigError(f"backend {name} needs Triton: pip install 'mudreamer-fast[gpu]'")
     return name
 
 
 def load_ops(name: str) -> ModuleType:
-    """The module of operations called "reference", "compiled" or "fused".
+    """The module of operations called "reference", "compiled", "fused" or "persistent".
 
-    "compiled" is the reference under torch.compile.
+    "compiled" is the reference under torch.compile; "persistent" is fused, but for sequences, which
+    are filtered in a single launch.
     """
-    if name != "compiled":
+    if name in ("reference", "fused"):
         return {"reference": reference, "fused": kernels}[name]
     ops = ModuleType(f"{__package__}.{name}")
     for op in reference.__all__:
-        # Whole sequences are unrolled: a second length would be compiled as a second graph.
-        setattr(ops, op, torch.compile(getattr(reference, op), dynamic=False))
+        if name == "persistent":
+            setattr(ops, op, getattr(kernels, op))
+        else:  # Whole sequences are unrolled: a second length would be compiled as a second graph.
+            setattr(ops, op, torch.compile(getattr(reference, op), dynamic=False))
+    if name == "persistent":
+        ops.rssm_observe = kernels.rssm_observe_persistent  # type: ignore[attr-defined]
     return ops

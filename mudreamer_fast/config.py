@@ -267,10 +267,11 @@ class TrainConfig:
     """Stop training after this many minutes, evaluate and save; None trains for env_steps."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes the GPU where there is one."""
-    backend: Literal["auto", "reference", "compiled", "fused"] = "auto"
-    """Implementation of the model's operations: plain PyTorch, that under torch.compile, or Triton
-    kernels (CUDA only); auto is fused on a GPU, where it first shows at small sizes that it agrees
-    with the reference, and reference elsewhere."""
+    backend: Literal["auto", "reference", "compiled", "fused", "persistent"] = "auto"
+    """Implementation of the model's operations: plain PyTorch, that under torch.compile, Triton
+    kernels (CUDA only), or these with a whole sequence filtered in one launch; auto is fused on a
+    GPU, where it first shows at small sizes that it agrees with the reference, and reference
+    elsewhere."""
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     """Record a whole update, and a whole step of acting, as one CUDA graph each, and launch that
     instead of a thousand kernels; auto does with the fused operations on a GPU."""

@@ -90,7 +90,11 @@ def capture_maker(setting: str, backend: str, device: torch.device) -> Callable[
     """
     if setting == "on" and device.type != "cuda":
         raise ConfigError(f"cuda_graph on needs a CUDA device, got {device}; use auto or off")
-    if setting == "off" or device.type != "cuda" or (setting == "auto" and backend != "fused"):
+    if (
+        setting == "off"
+        or device.type != "cuda"
+        or (setting == "auto" and backend not in ("fused", "persistent"))
+    ):
         return None
     return lambda: CudaCapture(device)
 

@@ -59,7 +59,7 @@ WITHOUT: dict[str, set[str]] = {
 LEFTOVERS = {"utils", "util", "common", "helpers", "tools", "misc"}
 """Names of rooms for things that have no place."""
 
-KERNEL_SUPPORT = {"__init__", "device", "tiles", "checks"}
+KERNEL_SUPPORT = {"__init__", "barrier", "device", "tiles", "checks"}
 """Modules of `kernels` that are no operations."""
 
 

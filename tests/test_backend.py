@@ -96,15 +96,24 @@ def test_resolve_backend_says_why_the_kernels_can_not_run(
 
 
 def test_resolve_backend_refuses_unknown_names() -> None:
-    with pytest.raises(ConfigError, match="must be auto, reference, compiled, fused, got 'fast'"):
+    with pytest.raises(
+        ConfigError, match="must be auto, reference, compiled, fused, persistent, got 'fast'"
+    ):
         resolve_backend("fast", CPU)
 
 
 def test_load_ops_gives_every_operation() -> None:
     assert load_ops("reference") is reference
-    for name in ("compiled", "fused"):
+    for name in ("compiled", "fused", "persistent"):
         ops = load_ops(name)
         assert all(callable(getattr(ops, op)) for op in reference.__all__)
+
+
+def test_persistent_operations_differ_in_one() -> None:
+    ops = load_ops("persistent")
+    different = [op for op in reference.__all__ if getattr(ops, op) is not getattr(kernels, op)]
+    assert different == ["rssm_observe"]
+    assert ops.rssm_observe is kernels.rssm_observe_persistent
 
 
 def test_fused_operations_are_the_kernels() -> None:

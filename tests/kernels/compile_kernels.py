@@ -11,10 +11,12 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -66,15 +68,35 @@ KERNELS: list[tuple[str, str, dict[str, Any], int]] = [
 ]
 FLOAT_SCALARS = ("eps", "discount", "lam")
 
+POINTERS = {
+    "p_arrived": "*i32",
+    "p_first": "*i1",
+    "p_affine": "*fp32",
+    **{
+        f"p_{layer}_{what}": "*fp32"
+        for layer in ("input", "gate", "hidden")
+        for what in ("sums", "statistics")
+    },
+}
+"""Those that are not to the weights' type."""
 
-def signature(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
+# Rows, hidden units, state; type of the weights, precision of their products.
+PERSISTENT: list[tuple[str, int, int, int, torch.dtype, str]] = [
+    ("S", 16, 512, 512, torch.float32, "ieee"),
+    ("S", 16, 512, 512, torch.float32, "tf32"),
+    ("S", 16, 512, 512, torch.bfloat16, "ieee"),
+    ("L", 64, 768, 2048, torch.bfloat16, "ieee"),
+]
+
+
+def signature(kernel: Any, constants: dict[str, Any], pointer: str = "*fp32") -> dict[str, str]:
     """Types of a kernel's arguments: pointers are to floats, other numbers are integers."""
     found = {}
     for name in kernel.arg_names:
         if name in constants:
             found[name] = "constexpr"
         elif name.startswith("p_"):
-            found[name] = "*i1" if name == "p_first" else "*fp32"
+            found[name] = POINTERS.get(name, pointer)
         else:
             found[name] = "fp32" if name in FLOAT_SCALARS else "i32"
     return found
@@ -95,27 +117,76 @@ def needs(cubin: bytes) -> dict[str, int]:
     return {name: found[name] for name in ("reg", "stack", "local", "shared")}
 
 
-def main() -> int:
-    """Prints a row for each kernel and architecture."""
-    rows = []
+def compiled(
+    kernel: Any, constants: dict[str, Any], options: dict[str, Any], architecture: int,
+    pointer: str = "*fp32", attributes: dict[Any, Any] | None = None,
+) -> tuple[Any, dict[str, Any]]:  # fmt: skip
+    """A kernel for an architecture, and what it needs there."""
+    source = ASTSource(
+        fn=kernel,
+        signature=signature(kernel, constants, pointer),
+        constexprs=constants,
+        attrs=attributes,
+    )
+    made = triton.compile(
+        source,
+        target=GPUTarget("cuda", architecture, 32),
+        options={"enable_fp_fusion": True, **options},
+    )
+    return made, {
+        "kernel": kernel.__name__,
+        "architecture": architecture,
+        "warps": options["num_warps"],
+        "dynamic_shared": made.metadata.shared,
+        **needs(made.asm["cubin"]),
+    }
+
+
+def row_kernels() -> Iterator[dict[str, Any]]:
+    """The kernels that each need no other program."""
     for module, name, constants, warps in KERNELS:
         kernel = getattr(import_module(f"mudreamer_fast.kernels.{module}"), f"{name}_kernel")
-        source = ASTSource(fn=kernel, signature=signature(kernel, constants), constexprs=constants)
         for architecture in ARCHITECTURES:
-            compiled = triton.compile(
-                source,
-                target=GPUTarget("cuda", architecture, 32),
-                options={"num_warps": warps, "enable_fp_fusion": True},
-            )
-            rows.append(
-                {
-                    "kernel": kernel.__name__,
-                    "architecture": architecture,
-                    "warps": warps,
-                    "dynamic_shared": compiled.metadata.shared,
-                    **needs(compiled.asm["cubin"]),
+            yield compiled(kernel, constants, {"num_warps": warps}, architecture)[1]
+
+
+def persistent_kernels() -> Iterator[dict[str, Any]]:
+    """The kernels whose programs wait for one another."""
+    forward = import_module("mudreamer_fast.kernels.rssm_observe_fwd")
+    for direction in ("fwd", "bwd"):
+        name = f"rssm_observe_persistent_{direction}_kernel"
+        kernel = getattr(import_module(f"mudreamer_fast.kernels.rssm_observe_{direction}"), name)
+        # As the JIT finds them: memory and rows begin at multiples of 16.
+        attributes = {
+            (i,): [["tt.divisibility", 16]]
+            for i, argument in enumerate(kernel.arg_names)
+            if argument.startswith(("p_", "s_"))
+        }
+        for size, rows, hidden, deter, dtype, precision in PERSISTENT:
+            constants = forward.constants(rows, hidden, deter, GROUPS, CLASSES, dtype)
+            constants |= {"UNIMIX": 0.01, "NORM": "batch", "PRECISION": precision}
+            if direction == "fwd":
+                constants |= forward.keeping(rows, hidden, deter, GROUPS * CLASSES, dtype, True)
+            else:
+                constants["SLICE"] = forward.slice_of(hidden, deter)
+            pointer = "*bf16" if dtype == torch.bfloat16 else "*fp32"
+            for architecture in ARCHITECTURES:
+                made, row = compiled(
+                    kernel, constants, forward.OPTIONS, architecture, pointer, attributes
+                )
+                ptx = made.asm["ptx"]
+                yield row | {
+                    "size": f"{size}, {dtype}, {precision}",
+                    "tensor_core_products": ptx.count("mma.sync"),
+                    "releases": len(re.findall(r"(?:atom|red)\.\S*release", ptx)),
+                    "acquires": len(re.findall(r"\S*acquire", ptx)),
+                    "cooperative": made.metadata.launch_cooperative_grid,
                 }
-            )
+
+
+def main() -> int:
+    """Prints a row for each kernel and architecture."""
+    rows = [*row_kernels(), *persistent_kernels()]
     json.dump({"triton": triton.__version__, "kernels": rows}, sys.stdout)
     return 0
 

@@ -13,7 +13,11 @@ ROOT = Path(__file__).parents[2]
 SHARED_LIMIT = {80: 166_912, 90: 232_448}
 """Bytes of shared memory that a launch may ask for, by compute capability (CUDA's guide)."""
 REGISTERS = 80
-"""Above what any kernel takes (64), and low enough for six warps on each scheduler."""
+"""Above what any kernel takes (64), and low enough for six warps on each scheduler. Persistent
+kernels have a multiprocessor to themselves, and all of its registers."""
+SPILLED = {"L": 32}
+"""Bytes of stack a thread, by size: a few addresses, where a state of 2048 takes eight rounds."""
+BARRIERS = 5
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,34 @@ def test_every_kernel_is_compiled(report: dict[str, Any]) -> None:
 
 
 def test_kernels_spill_nothing_and_fit(report: dict[str, Any]) -> None:
-    rows = report["kernels"]
-    assert [row for row in rows if row["stack"] or row["local"]] == []
-    assert [row for row in rows if row["reg"] > REGISTERS] == []
-    assert [row for row in rows if row["dynamic_shared"] > SHARED_LIMIT[row["architecture"]]] == []
+    alone = [row for row in report["kernels"] if "size" not in row]
+    assert [row for row in alone if row["stack"] or row["local"]] == []
+    assert [row for row in alone if row["reg"] > REGISTERS] == []
+    assert over_shared_limit(report["kernels"]) == []
+
+
+def test_persistent_kernels_spill_next_to_nothing(report: dict[str, Any]) -> None:
+    rows = [row for row in report["kernels"] if "size" in row]
+    assert len(rows) == 16
+    assert [row for row in rows if row["stack"] > SPILLED.get(row["size"][0], 0)] == []
+    assert [row for row in rows if row["local"]] == []
+
+
+def test_persistent_kernels_wait_for_one_another(report: dict[str, Any]) -> None:
+    rows = [row for row in report["kernels"] if "size" in row]
+    assert [row for row in rows if not row["cooperative"]] == []
+    # Each barrier arrives once, and looks once before its loop and once in it.
+    assert {(row["releases"], row["acquires"]) for row in rows} == {(BARRIERS, 2 * BARRIERS)}
+
+
+def test_persistent_kernels_multiply_on_tensor_cores(report: dict[str, Any]) -> None:
+    rows = [row for row in report["kernels"] if "size" in row]
+    exact = [row for row in rows if row["size"] == "S, torch.float32, ieee"]
+    assert [row for row in exact if row["tensor_core_products"]] == []
+    others = [row for row in rows if row not in exact]
+    assert others
+    assert [row for row in others if not row["tensor_core_products"]] == []
+
+
+def over_shared_limit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["dynamic_shared"] > SHARED_LIMIT[row["architecture"]]]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -9,10 +10,14 @@ from torch import Tensor
 from mudreamer_fast import kernels, reference
 from mudreamer_fast.weights import BatchNormState, Linear, NormLinear, RssmWeights
 from tests import tiny
-from tests.kernels.agreement import DEVICE, assert_agrees, evaluate, on_device
+from tests.kernels.agreement import DEVICE, assert_agrees, evaluate, on_device, rounded, settled
+from tests.tolerances import FUSED_TF32, Agreement
 
 DETER, HIDDEN, EMBED, ACTION, GROUPS, CLASSES = 9, 12, 7, 2, 3, 5
 NORMS = ["batch", "running", "layer"]
+UNIMIX = 0.01
+OPS = {"by step": kernels.rssm_observe, "at once": kernels.rssm_observe_persistent}
+every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
 
 
 def inputs(rows: int, steps: int) -> dict[str, Tensor]:
@@ -59,38 +64,114 @@ def call(op: Any, given: dict[str, Tensor], norm: str) -> dict[str, Tensor]:
         (given["deter"], given["stoch"]),
         rssm_weights(given),
         batch_norm,
-        0.01,
+        UNIMIX,
         1e-3,
     )
     return dict(out._asdict())
 
 
-@pytest.mark.parametrize("norm", NORMS)
-# Not two rows: there batch norm's gradient is a difference of nearly equal numbers, which PyTorch
-# takes in double precision on the CPU.
-@pytest.mark.parametrize(("rows", "steps"), [(3, 5), (1, 1), (5, 1), (4, 4)])
-def test_rssm_observe_agrees(rows: int, steps: int, norm: str) -> None:
-    given = inputs(rows, steps)
+def agree(
+    op: Any,
+    given: dict[str, Tensor],
+    norm: str,
+    dtype: torch.dtype = torch.float32,
+    limits: Agreement | None = None,
+) -> None:
     assert_agrees(
-        lambda given: call(kernels.rssm_observe, given, norm),
+        lambda given: call(op, given, norm),
         lambda given: call(reference.rssm_observe, given, norm),
         given,
+        dtype,
+        limits,
     )
 
 
-def test_rssm_observe_draws_the_reference_latents_over_a_long_sequence() -> None:
+@every_op
+@pytest.mark.parametrize("norm", NORMS)
+# Not two rows: there batch norm's gradient is a difference of nearly equal numbers, which PyTorch
+# takes in double precision on the CPU.
+@pytest.mark.parametrize(("rows", "steps"), [(3, 5), (1, 1), (5, 1), (4, 4), (18, 2)])
+def test_rssm_observe_agrees(op: Any, rows: int, steps: int, norm: str) -> None:
+    agree(op, inputs(rows, steps), norm)
+
+
+@every_op
+@pytest.mark.parametrize("norm", NORMS)
+def test_rssm_observe_agrees_in_bfloat16(
+    op: Any, norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = of_real_scale(norm, torch.bfloat16, monkeypatch)
+    agree(op, given, norm, torch.bfloat16)
+
+
+@pytest.mark.gpu
+@every_op
+def test_rssm_observe_agrees_in_tf32(op: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = of_real_scale("batch", torch.float32, monkeypatch)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    agree(op, given, "batch", limits=FUSED_TF32)
+
+
+def of_real_scale(
+    norm: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Tensor]:
+    """Layers wide enough for rounding errors to cancel, logits of order one, draws that hold."""
+    for name, size in {"DETER": 45, "HIDDEN": 50}.items():
+        monkeypatch.setattr(sys.modules[__name__], name, size)
+    given = inputs(8, 4)
+    matrices = {name: t for name, t in given.items() if name.endswith(".weight")}
+    given |= {name: matrix.detach() / matrix.shape[1] ** 0.5 for name, matrix in matrices.items()}
+    given = rounded(given, dtype)
+    out = evaluate(
+        lambda given: call(reference.rssm_observe, given, norm),
+        given, torch.float64, torch.device("cpu"),
+    )  # fmt: skip
+    return given | {"uniforms": settled(out["posterior"], out["stoch"], UNIMIX)}
+
+
+@every_op
+def test_rssm_observe_agrees_where_a_column_of_the_batch_is_constant(op: Any) -> None:
+    given = inputs(4, 3)
+    weight = given["model.posterior_hidden.weight"].detach().clone()
+    weight[0] = 0.0
+    weight[1] *= 0.03  # a variance about that of the norm's eps
+    given["model.posterior_hidden.weight"] = weight
+    agree(op, given, "batch")
+
+
+@every_op
+def test_rssm_observe_draws_the_reference_latents_over_a_long_sequence(op: Any) -> None:
     given = inputs(4, 16)
     mine, other = (
         evaluate(lambda given, op=op: call(op, given, "batch"), given, torch.float32, DEVICE)
-        for op in (kernels.rssm_observe, reference.rssm_observe)
+        for op in (op, reference.rssm_observe)
     )
     assert torch.equal(mine["stoch"], other["stoch"])
 
 
-@pytest.mark.parametrize("name", ["deter", "stoch", "posterior", "previous_deter"])
-def test_rssm_observe_takes_a_gradient_of_one_output_alone(name: str) -> None:
+@every_op
+def test_rssm_observe_reads_resets_that_lie_by_step(op: Any) -> None:
+    given = inputs(3, 4)
+    agree(op, given | {"is_first": given["is_first"].t().contiguous().t()}, "batch")
+
+
+@every_op
+def test_rssm_observe_gives_the_same_twice(op: Any) -> None:
+    given = inputs(3, 4)
+    first, second = (
+        evaluate(lambda given: call(op, given, "batch"), given, torch.float32, DEVICE)
+        for _ in range(2)
+    )
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+@every_op
+@pytest.mark.parametrize(
+    "name", ["deter", "stoch", "posterior", "previous_deter", "previous_stoch"]
+)
+def test_rssm_observe_takes_a_gradient_of_one_output_alone(op: Any, name: str) -> None:
     assert_agrees(
-        lambda given: {name: call(kernels.rssm_observe, given, "batch")[name]},
+        lambda given: {name: call(op, given, "batch")[name]},
         lambda given: {name: call(reference.rssm_observe, given, "batch")[name]},
         inputs(3, 4),
     )
