@@ -1,7 +1,8 @@
 """One operation by every implementation, timed in turn on the same GPU and inputs.
 
 A round times each provider once, forward alone and forward with backward, so that all see the same
-clocks; `extra_info` holds the median and the spread of each in microseconds, and the device.
+clocks; `extra_info` holds the median and the spread of each in microseconds, the share of the
+roofline that it reaches (`bench/roofline.py`), and the device.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
+from bench.roofline import count, limits
 from mudreamer_fast.backend import load_ops
 
 ROUNDS = 20
@@ -68,14 +70,27 @@ def compare(
             times[name].append(microseconds(run))
 
     benchmark.pedantic(one_round, rounds=ROUNDS, warmup_rounds=1)
+    device = limits(torch.backends.cuda.matmul.allow_tf32)
+    work = {
+        way: count(runs[f"reference {way}"])
+        for way in ("forward", "forward and backward")
+        if f"reference {way}" in runs
+    }
     benchmark.extra_info |= surroundings() | {
+        "limits": device._asdict(),
+        "work": {way: found._asdict() for way, found in work.items()},
         "microseconds": {
             name: {"median": statistics.median(v), "min": min(v), "max": max(v)}
             for name, v in ((name, found[1:]) for name, found in times.items())
-        }
+        },
     }
     for name, found in benchmark.extra_info["microseconds"].items():
-        print(f"  {name:34} {found['median']:9.1f}  ({found['min']:.1f} to {found['max']:.1f}) us")
+        line = f"  {name:34} {found['median']:9.1f}  ({found['min']:.1f} to {found['max']:.1f}) us"
+        if name not in others:  # which do other work
+            way = "forward and backward" if "backward" in name else "forward"
+            found["of_roofline"] = work[way].microseconds(device) / found["median"]
+            line += f", {found['of_roofline']:.3f} of the roofline"
+        print(line)
 
 
 def backward(outputs: Tensor | Sequence[Tensor], leaves: Sequence[Tensor]) -> Sequence[Tensor]:

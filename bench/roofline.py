@@ -1,0 +1,105 @@
+"""The least time that an operation could take: its multiplications, or the bytes it must move.
+
+What is counted is a call of the reference: the FLOPs of its matrix products, and each tensor that
+it is given or gives once, whatever it writes and reads again on the way. The device's limits are
+measured beside it: a product of large matrices, and a large copy.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+SIDE = 8192
+"""Of the matrices whose product shows how fast the device multiplies."""
+COPIED_BYTES = 2**30
+ROUNDS = 10
+
+
+class Limits(NamedTuple):
+    """What a device does at best."""
+
+    flops_per_second: float
+    bytes_per_second: float
+
+
+class Work(NamedTuple):
+    """What an operation can not do without."""
+
+    flops: int
+    """Of its matrix products, two for a multiplication with its sum."""
+    bytes: int
+    """Of what it is given and what it gives."""
+
+    def microseconds(self, limits: Limits) -> float:
+        """The least time for it."""
+        return 1e6 * max(self.flops / limits.flops_per_second, self.bytes / limits.bytes_per_second)
+
+
+class _Given(TorchDispatchMode):
+    """Finds the tensors that work is given: those that it reads and has not made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: dict[int, int] = {}
+        self._made: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tensors((args, kwargs or {})):
+            if _place(tensor) not in self._made:
+                self.given[_place(tensor)] = tensor.untyped_storage().nbytes()
+        result = func(*args, **(kwargs or {}))
+        self._made |= {_place(tensor) for tensor in tensors(result)} - self.given.keys()
+        return result
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """The tensors in nested containers."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def count(call: Callable[[], object]) -> Work:
+    """What `call` can not do without; calls it once."""
+    found = _Given()
+    with FlopCounterMode(display=False) as flops, found:
+        given = tensors(call())
+    made = {_place(tensor): tensor.untyped_storage().nbytes() for tensor in given}
+    written = sum(size for place, size in made.items() if place not in found.given)
+    return Work(flops.get_total_flops(), sum(found.given.values()) + written)
+
+
+@functools.cache
+def limits(tf32: bool) -> Limits:
+    """What the current GPU does at best in float32, with products in TF32 or without."""
+    assert torch.backends.cuda.matmul.allow_tf32 == tf32
+    square = torch.randn(SIDE, SIDE, device="cuda")
+    many = torch.randn(COPIED_BYTES // 4, device="cuda")
+    target = torch.empty_like(many)
+    product = _seconds(lambda: square @ square)
+    copy = _seconds(lambda: target.copy_(many))
+    return Limits(2 * SIDE**3 / product, 2 * COPIED_BYTES / copy)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """Median time of a call on the device."""
+    times = []
+    for _ in range(ROUNDS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(times)
