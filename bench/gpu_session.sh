@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that wants an NVIDIA GPU, from this repository alone; leaves JSON in bench/results/.
 #
-#   bench/gpu_session.sh [tests] [sanitizer] [bench] [profile]     no word: all four, in that order
+#   bench/gpu_session.sh [tests] [sanitizer] [bench] [compiled] [profile]     no word: all, so ordered
 #
 # Needs torch with CUDA and Triton (pip install -e '.[gpu,dev]'); PYTHON names the interpreter.
 # RESULTS names another folder for what it writes.
@@ -21,7 +21,7 @@ commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=
 print(f"{datetime.date.today()}-{gpu}-{commit.stdout.strip() or 'uncommitted'}")
 PY
 )
-parts=${*:-tests sanitizer bench profile}
+parts=${*:-tests sanitizer bench compiled profile}
 failed=()
 
 stage() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
@@ -48,15 +48,20 @@ for part in $parts; do
         done
         ;;
     bench)
-        "$python" -m pytest -q bench --benchmark-only -s --benchmark-json "$results/$name-bench.json" \
+        # Without torch.compile, which takes minutes for a rollout: a part of its own.
+        PROVIDERS="reference fused persistent" "$python" -m pytest -q bench --benchmark-only -s --benchmark-json "$results/$name-bench.json" \
             --ignore bench/bench_update.py --ignore bench/bench_collect.py \
             --ignore bench/bench_replay.py --ignore bench/bench_replay_peers.py || failed+=("$part")
+        ;;
+    compiled)
+        "$python" -m pytest -q bench/bench_rssm_imagine.py bench/bench_rssm_observe.py \
+            --benchmark-only -s --benchmark-json "$results/$name-compiled.json" || failed+=("$part")
         ;;
     profile)
         "$python" -m bench.profile_update "$results/$name-profile.json" || failed+=("$part")
         ;;
     *)
-        echo "error: parts are tests, sanitizer, bench and profile, got $part" >&2
+        echo "error: parts are tests, sanitizer, bench, compiled and profile, got $part" >&2
         exit 2
         ;;
     esac

@@ -7,6 +7,7 @@ roofline that it reaches (`bench/roofline.py`), and the device.
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -43,10 +44,14 @@ def compare(
         benchmark: pytest-benchmark's fixture.
         call: calls an operation of the module it is handed.
         leaves: tensors on the GPU that the backward pass gives gradients of; none skips it.
-        providers: backends; all but the reference are timed as a CUDA graph as well.
+        providers: backends; all but the reference are timed as a CUDA graph as well. Of them only
+            those that the environment's PROVIDERS lists, where it is set: to compile a rollout
+            takes minutes.
         others: what else to time beside them, by name.
     """
     runs: dict[str, Callable[[], object]] = {}
+    if "PROVIDERS" in os.environ:
+        providers = [name for name in providers if name in os.environ["PROVIDERS"].split()]
     for name in providers:
         ops = load_ops(name)
         runs[f"{name} forward"] = lambda ops=ops: call(ops)
