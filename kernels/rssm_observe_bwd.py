@@ -65,7 +65,7 @@ class Reversed(NamedTuple):
 def _load_transposed(p_weight, s_weight, o_col, m_col, o_k, SIZE: tl.constexpr):
     """Columns (SLICES, SLICE, columns) of a weight (SIZE, columns or more)."""
     m_weight = m_col[None, None, :] & (o_k < SIZE)[:, :, None]
-    p_weight += o_k.to(tl.int64)[:, :, None] * s_weight + o_col[None, None, :]
+    p_weight += o_k[:, :, None] * s_weight + o_col[None, None, :]
     return tl.load(p_weight, mask=m_weight, other=0.0)
 
 

@@ -89,7 +89,7 @@ def load_rows(p_x, s_x, i_row, o_k, ROWS: tl.constexpr, SIZE: tl.constexpr):
 def load_weight(p_weight, s_weight, o_col, m_col, o_k, SIZE: tl.constexpr):
     """Columns (SLICES, SLICE, columns) of the transpose of a weight (out, SIZE)."""
     m_weight = m_col[None, None, :] & (o_k < SIZE)[:, :, None]
-    p_weight += o_col.to(tl.int64)[None, None, :] * s_weight + o_k[:, :, None]
+    p_weight += o_col[None, None, :] * s_weight + o_k[:, :, None]
     return tl.load(p_weight, mask=m_weight, other=0.0)
 
 

@@ -15,8 +15,8 @@ SHARED_LIMIT = {80: 166_912, 90: 232_448}
 REGISTERS = 80
 """Above what any kernel takes (64), and low enough for six warps on each scheduler. Persistent
 kernels have a multiprocessor to themselves, and all of its registers."""
-SPILLED = {"L": 32}
-"""Bytes of stack a thread, by size: a few addresses, where a state of 2048 takes eight rounds."""
+SPILLED = {"L": 8}
+"""Bytes of stack a thread, by size: one address, back through a state of 2048."""
 BARRIERS = 5
 
 
