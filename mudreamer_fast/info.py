@@ -25,6 +25,7 @@ from mudreamer_fast.machine import (
     overlaps,
     replay_bytes,
     resolve_device,
+    settle_arithmetic,
 )
 from mudreamer_fast.replay import ReplayBuffer
 from mudreamer_fast.reporting import clock_text
@@ -132,8 +133,7 @@ def _measure(config: Config, seconds: float) -> tuple[Timing, str]:
     deadline = time.monotonic() + seconds
     collecting = seconds * COLLECTING_SHARE / 2
     device = resolve_device(config.train.device)
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
+    settle_arithmetic(config.train.threads, config.train.tf32)
     env = make_env(config.env, config.env.num_envs, config.train.seed)
     try:
         length = config.replay.batch_length

@@ -44,6 +44,13 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0)
 
 
+def settle_arithmetic(threads: int | None, tf32: bool) -> None:
+    """Settle PyTorch's CPU threads, None for its own choice, and how GPUs multiply matrices."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
 def overlaps(setting: str, device: torch.device) -> bool:
     """Whether to act and learn at once: on, off, or auto, where there is something to gain by it.
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mudreamer_fast import checkpoint, pictures
 from mudreamer_fast.agent import Agent
@@ -17,7 +16,7 @@ from mudreamer_fast.collect import Policy, random_policy
 from mudreamer_fast.config import Config, EnvConfig
 from mudreamer_fast.envs import VectorEnv, make_env
 from mudreamer_fast.evaluate import evaluate
-from mudreamer_fast.machine import derived_seed, resolve_device
+from mudreamer_fast.machine import derived_seed, resolve_device, settle_arithmetic
 from mudreamer_fast.run_folder import RunFolder
 
 EVALUATION_SEED = 4
@@ -137,8 +136,7 @@ def score_run(
     """
     chosen = resolve_device(device)
     saved = checkpoint.load(RunFolder(run_dir).checkpoint, ("agent", "counters"))
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
+    settle_arithmetic(config.train.threads, config.train.tf32)
     seed = evaluation_seed(config) if seed is None else seed
 
     def make(env: VectorEnv) -> tuple[Policy, Any]:

@@ -78,8 +78,7 @@ class Trainer:
         self.counters = Counters(**saved["counters"]) if resume else Counters()
         self.counters.resumes += resume
         self.started, self.resumed_at = started - self.counters.seconds, started
-        if config.train.threads is not None:
-            torch.set_num_threads(config.train.threads)
+        machine.settle_arithmetic(config.train.threads, config.train.tf32)
         machine.seed_everything(config.train.seed)
         self._open = ExitStack()
         try:

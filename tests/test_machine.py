@@ -102,6 +102,19 @@ def test_first_signal_is_a_request_and_the_second_is_the_systems(number: signal.
     assert signal.getsignal(number) == before
 
 
+def test_arithmetic_is_settled() -> None:
+    threads = torch.get_num_threads()
+    try:
+        machine.settle_arithmetic(threads + 1, tf32=True)
+        assert torch.get_num_threads() == threads + 1
+        assert torch.backends.cuda.matmul.allow_tf32
+        machine.settle_arithmetic(None, tf32=False)
+        assert torch.get_num_threads() == threads + 1
+        assert not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        machine.settle_arithmetic(threads, tf32=False)
+
+
 def test_stop_signals_leave_other_threads_alone() -> None:
     import threading
 

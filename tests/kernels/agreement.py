@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,6 +68,16 @@ def settled(logits: Tensor, drawn: Tensor, unimix: float) -> Tensor:
     """
     probs = logits.softmax(-1) * (1.0 - unimix) + unimix / logits.shape[-1]
     return ((probs.cumsum(-1) - 0.5 * probs) * drawn).sum(-1)
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """A GPU's products of float32 matrices in TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def relative_error(actual: Tensor, truth: Tensor) -> float:

@@ -9,7 +9,15 @@ from torch import Tensor
 from mudreamer_fast import kernels, reference
 from mudreamer_fast.weights import Linear, MlpWeights, NormLinear, RssmWeights
 from tests import tiny
-from tests.kernels.agreement import DEVICE, assert_agrees, evaluate, on_device, rounded, settled
+from tests.kernels.agreement import (
+    DEVICE,
+    assert_agrees,
+    evaluate,
+    on_device,
+    rounded,
+    settled,
+    tf32,
+)
 from tests.tolerances import FUSED_TF32, Agreement
 
 DETER, HIDDEN, GROUPS, CLASSES = 9, 12, 3, 5
@@ -123,9 +131,9 @@ def test_rssm_imagine_agrees_in_bfloat16(continuous: bool, dynamics: bool) -> No
 
 
 @pytest.mark.gpu
-def test_rssm_imagine_agrees_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    agree_on_draws_that_hold(True, True, torch.float32, FUSED_TF32)
+def test_rssm_imagine_agrees_in_tf32() -> None:
+    with tf32():
+        agree_on_draws_that_hold(True, True, torch.float32, FUSED_TF32)
 
 
 def test_rssm_imagine_draws_the_reference_latents_over_a_whole_rollout() -> None:

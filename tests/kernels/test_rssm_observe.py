@@ -10,7 +10,15 @@ from torch import Tensor
 from mudreamer_fast import kernels, reference
 from mudreamer_fast.weights import BatchNormState, Linear, NormLinear, RssmWeights
 from tests import tiny
-from tests.kernels.agreement import DEVICE, assert_agrees, evaluate, on_device, rounded, settled
+from tests.kernels.agreement import (
+    DEVICE,
+    assert_agrees,
+    evaluate,
+    on_device,
+    rounded,
+    settled,
+    tf32,
+)
 from tests.tolerances import FUSED_TF32, Agreement
 
 DETER, HIDDEN, EMBED, ACTION, GROUPS, CLASSES = 9, 12, 7, 2, 3, 5
@@ -108,8 +116,8 @@ def test_rssm_observe_agrees_in_bfloat16(
 @every_op
 def test_rssm_observe_agrees_in_tf32(op: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given = of_real_scale("batch", torch.float32, monkeypatch)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    agree(op, given, "batch", limits=FUSED_TF32)
+    with tf32():
+        agree(op, given, "batch", limits=FUSED_TF32)
 
 
 def of_real_scale(
