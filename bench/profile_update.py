@@ -93,18 +93,31 @@ def measure(backend: str, graph: str) -> dict[str, Any]:
     }
 
 
+WAYS = [
+    ("reference", "off", False),
+    ("reference", "on", False),
+    ("fused", "off", False),
+    ("fused", "on", False),
+    ("persistent", "on", False),
+    ("reference", "off", True),
+    ("fused", "on", True),
+    ("persistent", "on", True),
+]
+"""Backends, with CUDA graphs or without, and in TF32 or float32."""
+
+
 def main() -> int:
     """Measures the reference and the kernels, and writes the file named on the command line."""
     found = {}
-    for backend in ("reference", "fused"):
-        for graph in ("off", "on"):
-            result = measure(backend, graph)
-            found[f"{backend}, cuda_graph {graph}"] = result
-            acted = {rows: ms["median"] for rows, ms in result["acting_milliseconds"].items()}
-            print(
-                f"{backend}, cuda_graph {graph}: update {result['milliseconds']} ms, "
-                f"{result['device_operations']} operations; acting by environments {acted} ms"
-            )
+    for backend, graph, tf32 in WAYS:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        way = f"{backend}, cuda_graph {graph}, {'tf32' if tf32 else 'float32'}"
+        result = found[way] = measure(backend, graph)
+        acted = {rows: ms["median"] for rows, ms in result["acting_milliseconds"].items()}
+        print(
+            f"{way}: update {result['milliseconds']} ms, {result['device_operations']} operations; "
+            f"acting by environments {acted} ms"
+        )
     Path(sys.argv[1]).write_text(json.dumps(surroundings() | {"update": found}, indent=1))
     return 0
 

@@ -227,6 +227,7 @@ def test_what_a_graph_can_not_hold_is_refused(forbidden: Callable[[Tensor], Any]
 def test_capture_maker_takes_graphs_where_they_pay_and_says_where_there_are_none() -> None:
     assert capture_maker("auto", "fused", CPU) is None
     assert capture_maker("auto", "fused", CUDA) is not None
+    assert capture_maker("auto", "persistent", CUDA) is not None
     assert capture_maker("auto", "reference", CUDA) is None
     assert capture_maker("on", "reference", CUDA) is not None
     assert capture_maker("off", "fused", CUDA) is None
@@ -363,7 +364,7 @@ def test_adam_keeps_to_what_its_device_can_record() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["reference", "fused"])
+@pytest.mark.parametrize("backend", ["reference", "fused", "persistent"])
 @pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
 def test_agents_with_and_without_a_cuda_graph_learn_alike(action: ActionSpec, backend: str) -> None:
     graphed, plain = (made_agent(graph, action, backend, CUDA) for graph in ("on", "off"))
@@ -376,7 +377,7 @@ def test_agents_with_and_without_a_cuda_graph_learn_alike(action: ActionSpec, ba
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["reference", "fused"])
+@pytest.mark.parametrize("backend", ["reference", "fused", "persistent"])
 @pytest.mark.parametrize("rows", [1, 5, 64])
 def test_agents_with_and_without_a_cuda_graph_act_alike(rows: int, backend: str) -> None:
     graphed, plain = (made_agent(graph, backend=backend, device=CUDA) for graph in ("on", "off"))

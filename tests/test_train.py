@@ -414,10 +414,11 @@ def test_stop_during_an_evaluation_saves_and_can_be_resumed(
         return act(self, o, f, state, mode)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Agent, "act", interrupt)
+    before = signal.getsignal(signal.SIGINT)
     result = train(config, tmp_path)
     assert (result.stopped_by, result.scoring, result.env_steps) == (signal.SIGINT, None, 52)
     assert len(observed) == 3
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     resumed = train(config, tmp_path, resume=True)
     assert (resumed.env_steps, resumed.stopped_by) == (120, None)
     evaluations = [row["env_steps"] for row in lines(tmp_path) if "evaluation/score" in row]
