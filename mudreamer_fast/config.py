@@ -278,7 +278,7 @@ class TrainConfig:
     tf32: bool = False
     """Multiply matrices in TF32 on a GPU: several times as fast, with ten bits of a number's 23."""
     threads: int | None = None
-    """CPU threads for PyTorch; None leaves its own choice."""
+    """CPU threads for PyTorch; None leaves its own choice, less a core where overlap is on."""
     overlap: Literal["auto", "on", "off"] = "auto"
     """Act and simulate while the updates of the steps before are under way, with the weights from
     before them; auto does on a GPU, or where PyTorch's threads leave a core."""
@@ -355,6 +355,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
                 train_ratio=8.0,
                 eval_every_env_steps=50_000,
                 max_minutes=15.0,
+                overlap="on",
             ),
         ),
     ),

@@ -26,6 +26,7 @@ from mudreamer_fast.machine import (
     replay_bytes,
     resolve_device,
     settle_arithmetic,
+    threads_beside_acting,
 )
 from mudreamer_fast.replay import ReplayBuffer
 from mudreamer_fast.reporting import clock_text
@@ -56,6 +57,7 @@ class Timing:
 def describe(preset: str, config: Config) -> str:
     """Versions, device, renderer, presets and tasks as text."""
     device = resolve_device(config.train.device)
+    threads = threads_beside_acting(config.train.threads, config.train.overlap, device)
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     try:
         renderer = renderer_name()
@@ -65,7 +67,7 @@ def describe(preset: str, config: Config) -> str:
         f"mudreamer_fast {_version('mudreamer-fast')}, Python {platform.python_version()}, "
         + ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
         f"device     {device} ({place}), {os.cpu_count()} cores, "
-        f"{config.train.threads or torch.get_num_threads()} PyTorch threads",
+        f"{threads or torch.get_num_threads()} PyTorch threads",
         f"renderer   {renderer}",
         "presets",
         *(
@@ -133,7 +135,8 @@ def _measure(config: Config, seconds: float) -> tuple[Timing, str]:
     deadline = time.monotonic() + seconds
     collecting = seconds * COLLECTING_SHARE / 2
     device = resolve_device(config.train.device)
-    settle_arithmetic(config.train.threads, config.train.tf32)
+    threads = threads_beside_acting(config.train.threads, config.train.overlap, device)
+    settle_arithmetic(threads, config.train.tf32)
     env = make_env(config.env, config.env.num_envs, config.train.seed)
     try:
         length = config.replay.batch_length

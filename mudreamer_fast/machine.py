@@ -44,6 +44,18 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0)
 
 
+def threads_beside_acting(threads: int | None, overlap: str, device: torch.device) -> int | None:
+    """CPU threads for PyTorch, None for its own choice: `threads`, where a number is asked for.
+
+    Where overlap is on they leave a core to the environments: threads that wait for one another at
+    every operation lose more than a core when one of them has to share it.
+    """
+    spare = usable_cores() - 1
+    if threads is not None or overlap != "on" or device.type != "cpu":
+        return threads
+    return spare if 1 <= spare < torch.get_num_threads() else None
+
+
 def settle_arithmetic(threads: int | None, tf32: bool) -> None:
     """Settle PyTorch's CPU threads, None for its own choice, and how GPUs multiply matrices."""
     if threads is not None:

@@ -78,7 +78,8 @@ class Trainer:
         self.counters = Counters(**saved["counters"]) if resume else Counters()
         self.counters.resumes += resume
         self.started, self.resumed_at = started - self.counters.seconds, started
-        machine.settle_arithmetic(config.train.threads, config.train.tf32)
+        threads = machine.threads_beside_acting(config.train.threads, config.train.overlap, device)
+        machine.settle_arithmetic(threads, config.train.tf32)
         machine.seed_everything(config.train.seed)
         self._open = ExitStack()
         try:

@@ -102,6 +102,29 @@ def test_first_signal_is_a_request_and_the_second_is_the_systems(number: signal.
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.parametrize(
+    ("cores", "own", "overlap", "device", "expected"),
+    [
+        (2, 2, "on", "cpu", 1),
+        (8, 8, "on", "cpu", 7),
+        (8, 4, "on", "cpu", None),  # leaves cores anyway
+        (1, 1, "on", "cpu", None),
+        (2, 2, "auto", "cpu", None),  # a large model learns faster with both
+        (2, 2, "off", "cpu", None),
+        (2, 2, "on", "cuda", None),
+    ],
+)
+def test_threads_leave_a_core_to_acting(
+    cores: int, own: int, overlap: str, device: str, expected: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(machine, "usable_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: own)
+    found = machine.threads_beside_acting(None, overlap, torch.device(device))
+    assert found == expected
+    assert machine.threads_beside_acting(3, overlap, torch.device(device)) == 3
+
+
 def test_arithmetic_is_settled() -> None:
     threads = torch.get_num_threads()
     try:
