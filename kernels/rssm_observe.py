@@ -133,9 +133,9 @@ class ObserveFunction(torch.autograd.Function):
             previous,
         )
         # Copies, as the kernels that read them want whole rows.
-        out = (*(tensor.transpose(0, 1).contiguous() for tensor in by_step), *found[6:8])
-        ctx.mark_non_differentiable(*found[6:8])
-        return out
+        whole = (tensor.transpose(0, 1).contiguous() for tensor in by_step)
+        ctx.mark_non_differentiable(found.means, found.variances)
+        return *whole, found.means, found.variances
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -207,12 +207,12 @@ def _fill_by_step(
     state = start[:2]
     for t, row in enumerate(found.buffer):
         _start(row, is_first[:, t], state, start[2:], (hidden, width, latents))
-        before, input_pre, gates = (
+        input_pre, gates, deter = found.input_pre[t], found.gates[t], found.deters[t]
+        before, hidden_pre, act = (
             row[:, hidden : hidden + width],
-            found.input_pre[t],
-            found.gates[t],
+            found.hidden_pre[t],
+            found.acts[t],
         )
-        deter, hidden_pre, act = found.deters[t], found.hidden_pre[t], found.acts[t]
         torch.mm(row[:, hidden + width :], input_weight.t(), out=input_pre)
         NormActFunction.run(input_pre, weights[1], weights[2], shape.eps, row[:, :hidden])
         torch.mm(row[:, : hidden + width], weights[3].t(), out=gates)
