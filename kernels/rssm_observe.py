@@ -27,8 +27,8 @@ from mudreamer_fast.kernels.rssm_observe_bwd import pull_persistently
 from mudreamer_fast.kernels.rssm_observe_fwd import MAX_ROWS, Filled, run_persistently
 from mudreamer_fast.weights import BatchNormState, Observed, RssmWeights
 
-ALIGNMENT = 8
-"""Elements that rows are padded to, so that tensor cores can read every slice."""
+ALIGNMENT = 16
+"""Elements that rows are padded to: what tensor cores read, and what a load takes at once."""
 TILE = 1024
 
 
@@ -244,9 +244,11 @@ def _fill_at_once(
     hidden, width, latents = (
         tensor.shape[2] for tensor in (found.input_pre, found.deters, found.logits)
     )
+    action_part = F.linear(action, weights[0][:, latents:])
     _start(found.buffer[0], is_first[:, 0], start[:2], start[2:], (hidden, width, latents))
+    weights = _latents_alone(weights, latents)
     sums = run_persistently(
-        found, (embed_part, F.linear(action, weights[0][:, latents:]), is_first, uniforms),
+        found, (embed_part, action_part, is_first, uniforms),
         start[2:], weights, shape.batch_norm, shape.unimix, shape.eps, stoch,
     )  # fmt: skip
     before = found.buffer.flatten(0, 1)[:, :hidden]
@@ -255,6 +257,11 @@ def _fill_at_once(
         acts = found.acts.flatten(0, 1)
         NormActFunction.run(found.hidden_pre.flatten(0, 1), weights[7], weights[8], shape.eps, acts)
     return sums
+
+
+def _latents_alone(weights: Sequence[Tensor], latents: int) -> list[Tensor]:
+    """The weights, of the input layer's matrix the latents' columns: rows that begin aligned."""
+    return [weights[0][:, :latents].contiguous(), *weights[1:]]
 
 
 class _Pulled(NamedTuple):
@@ -364,8 +371,9 @@ def _pull_at_once(
         if extra is not None:
             tensor[:-1] += extra[1:].masked_fill(reset[1:], 0.0)
     steps = pull_persistently(
-        filled, sums, asked, is_first, weights, shape.batch_norm, shape.unimix, shape.eps, groups
-    )
+        filled, sums, asked, is_first, _latents_alone(weights, filled.stochs.shape[2]),
+        shape.batch_norm, shape.unimix, shape.eps, groups,
+    )  # fmt: skip
     flat = lambda tensor: tensor.flatten(0, 1)  # noqa: E731
     grad_input, *affine = NormActFunction.pull(
         flat(steps.input), flat(filled.input_pre), weights[1], weights[2], shape.eps

@@ -223,7 +223,7 @@ def rssm_observe_persistent_bwd_kernel(
     p_means,  # (STEPS, HIDDEN) or, in the mode "running", (HIDDEN,)
     p_variances,  # as the means
     p_logits,  # (STEPS, ROWS, LATENTS)
-    p_input_weight,  # (HIDDEN, LATENTS + actions), row stride s_input_weight
+    p_input_weight,  # (HIDDEN, LATENTS), row stride s_input_weight
     p_input_scale,  # (HIDDEN,)
     p_input_shift,  # (HIDDEN,)
     p_gru_weight,  # (3 * DETER, HIDDEN + DETER), contiguous

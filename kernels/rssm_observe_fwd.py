@@ -240,7 +240,7 @@ def rssm_observe_persistent_fwd_kernel(
     p_uniforms,  # (ROWS, STEPS, GROUPS)
     p_first_deter,  # (DETER,)
     p_first_stoch,  # (LATENTS,)
-    p_input_weight,  # (HIDDEN, LATENTS + actions), row stride s_input_weight
+    p_input_weight,  # (HIDDEN, LATENTS), row stride s_input_weight
     p_input_scale,  # (HIDDEN,)
     p_input_shift,  # (HIDDEN,)
     p_gru_weight,  # (3 * DETER, HIDDEN + DETER), contiguous

@@ -33,10 +33,7 @@ def compare(size: str, rows: int, steps: int, norm: str) -> None:
     sequences.EMBED, sequences.ACTION = EMBED, ACTIONS
     sequences.GROUPS, sequences.CLASSES = GROUPS, CLASSES
     torch.manual_seed(0)
-    given = sequences.inputs(rows, steps)
-    matrices = {name: matrix for name, matrix in given.items() if name.endswith(".weight")}
-    given |= {name: matrix.detach() / matrix.shape[1] ** 0.5 for name, matrix in matrices.items()}
-    given = rounded(given, torch.float32)
+    given = rounded(sequences.scaled(sequences.inputs(rows, steps)), torch.float32)
     truth = evaluate(
         lambda given: sequences.call(reference.rssm_observe, given, norm),
         given, torch.float64, torch.device("cpu"),

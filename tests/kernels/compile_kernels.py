@@ -1,7 +1,7 @@
 """Compiles every kernel ahead of time, without a GPU, and prints what each needs as JSON.
 
-Run as a program, without TRITON_INTERPRET: `python -m tests.kernels.compile_kernels`. The sizes are
-those of size S; rows may be longer in larger sizes, which the launch shapes follow.
+Run as a program, without TRITON_INTERPRET: `python -m tests.kernels.compile_kernels 90`. The sizes
+are those of size S; rows may be longer in larger sizes, which the launch shapes follow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from triton.compiler import ASTSource
 
 from mudreamer_fast.kernels import tiles
 
-ARCHITECTURES = (80, 90)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 U, D, GROUPS, CLASSES, BINS, ACTIONS, STEPS = 512, 512, 32, 32, 255, 6, 16
 LAYER = {"WIDTH": U, "BLOCK": tiles.block(U)}
@@ -142,15 +141,14 @@ def compiled(
     }
 
 
-def row_kernels() -> Iterator[dict[str, Any]]:
+def row_kernels(architecture: int) -> Iterator[dict[str, Any]]:
     """The kernels that each need no other program."""
     for module, name, constants, warps in KERNELS:
         kernel = getattr(import_module(f"mudreamer_fast.kernels.{module}"), f"{name}_kernel")
-        for architecture in ARCHITECTURES:
-            yield compiled(kernel, constants, {"num_warps": warps}, architecture)[1]
+        yield compiled(kernel, constants, {"num_warps": warps}, architecture)[1]
 
 
-def persistent_kernels() -> Iterator[dict[str, Any]]:
+def persistent_kernels(architecture: int) -> Iterator[dict[str, Any]]:
     """The kernels whose programs wait for one another."""
     forward = import_module("mudreamer_fast.kernels.rssm_observe_fwd")
     for direction in ("fwd", "bwd"):
@@ -170,23 +168,23 @@ def persistent_kernels() -> Iterator[dict[str, Any]]:
             else:
                 constants["SLICE"] = forward.slice_of(hidden, deter)
             pointer = "*bf16" if dtype == torch.bfloat16 else "*fp32"
-            for architecture in ARCHITECTURES:
-                made, row = compiled(
-                    kernel, constants, forward.OPTIONS, architecture, pointer, attributes
-                )
-                ptx = made.asm["ptx"]
-                yield row | {
-                    "size": f"{size}, {dtype}, {precision}",
-                    "tensor_core_products": ptx.count("mma.sync"),
-                    "releases": len(re.findall(r"(?:atom|red)\.\S*release", ptx)),
-                    "acquires": len(re.findall(r"\S*acquire", ptx)),
-                    "cooperative": made.metadata.launch_cooperative_grid,
-                }
+            made, row = compiled(
+                kernel, constants, forward.OPTIONS, architecture, pointer, attributes
+            )
+            ptx = made.asm["ptx"]
+            yield row | {
+                "size": f"{size}, {dtype}, {precision}",
+                "tensor_core_products": ptx.count("mma.sync"),
+                "releases": len(re.findall(r"(?:atom|red)\.\S*release", ptx)),
+                "acquires": len(re.findall(r"\S*acquire", ptx)),
+                "cooperative": made.metadata.launch_cooperative_grid,
+            }
 
 
 def main() -> int:
-    """Prints a row for each kernel and architecture."""
-    rows = [*row_kernels(), *persistent_kernels()]
+    """Prints a row for each kernel, for the architecture that the command line names."""
+    architecture = int(sys.argv[1])
+    rows = [*row_kernels(architecture), *persistent_kernels(architecture)]
     json.dump({"triton": triton.__version__, "kernels": rows}, sys.stdout)
     return 0
 

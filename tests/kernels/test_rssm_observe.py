@@ -120,16 +120,19 @@ def test_rssm_observe_agrees_in_tf32(op: Any, monkeypatch: pytest.MonkeyPatch) -
         agree(op, given, "batch", limits=FUSED_TF32)
 
 
+def scaled(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with matrices as layers begin with them: outputs of order one."""
+    matrices = {name: t for name, t in given.items() if name.endswith(".weight")}
+    return given | {name: m.detach() / m.shape[1] ** 0.5 for name, m in matrices.items()}
+
+
 def of_real_scale(
     norm: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Tensor]:
     """Layers wide enough for rounding errors to cancel, logits of order one, draws that hold."""
     for name, size in {"DETER": 45, "HIDDEN": 50}.items():
         monkeypatch.setattr(sys.modules[__name__], name, size)
-    given = inputs(8, 4)
-    matrices = {name: t for name, t in given.items() if name.endswith(".weight")}
-    given |= {name: matrix.detach() / matrix.shape[1] ** 0.5 for name, matrix in matrices.items()}
-    given = rounded(given, dtype)
+    given = rounded(scaled(inputs(8, 4)), dtype)
     out = evaluate(
         lambda given: call(reference.rssm_observe, given, norm),
         given, torch.float64, torch.device("cpu"),
