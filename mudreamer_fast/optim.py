@@ -44,9 +44,13 @@ class ClippedAdam:
         )
 
     def apply(self, gradients: Iterable[Tensor | None]) -> Tensor:
-        """Take one step along given gradients and give their norm before clipping ()."""
+        """Take one step along given gradients and give their norm before clipping ().
+
+        Fused Adam walks raw memory, so a gradient must lie as its parameter does; one that does
+        not is copied.
+        """
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = None if gradient is None else _laid_out_like(gradient, parameter)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
@@ -61,6 +65,13 @@ class ClippedAdam:
         self.adam.load_state_dict(state)
         for group in self.adam.param_groups:
             group["capturable"] = self.capturable  # a state from another device brings its own
+
+
+def _laid_out_like(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """`gradient` in the memory layout of `parameter`: itself where it has that already."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 @torch.no_grad()

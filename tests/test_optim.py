@@ -38,6 +38,42 @@ def test_clipped_adam_is_adam_on_gradients_scaled_by_hand(clip_norm: float) -> N
             assert_close(mine.detach(), other.detach(), FUSED_ADAM)
 
 
+def test_clipped_adam_applies_a_gradient_in_any_memory_layout_to_the_right_weights() -> None:
+    torch.manual_seed(8)
+    mine = nn.Parameter(torch.randn(5, 3, 4, 2))
+    other = nn.Parameter(mine.detach().clone())
+    optimiser = ClippedAdam([mine], learning_rate=0.1, eps=1e-3, clip_norm=1e9)
+    adam = torch.optim.Adam([other], lr=0.1, eps=1e-3, foreach=False, fused=False)
+    gradient = torch.randn(5, 3, 4, 2)
+    strided = torch.empty(5, 3, 4, 5)[..., 1::2].copy_(gradient)
+    for laid_out in (
+        gradient.to(memory_format=torch.channels_last),
+        gradient.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+        strided,
+        torch.ones(()).expand(5, 3, 4, 2),
+    ):
+        assert laid_out.stride() != mine.stride()
+        optimiser.apply([laid_out])
+        other.grad = laid_out.clone(memory_format=torch.contiguous_format)
+        adam.step()
+        assert_close(mine.detach(), other.detach(), FUSED_ADAM)
+
+
+def test_clipped_adam_copies_no_gradient_that_lies_as_its_parameter_does() -> None:
+    contiguous = nn.Parameter(torch.randn(5, 3, 4, 2))
+    channels_last = nn.Parameter(torch.randn(5, 3, 4, 2).to(memory_format=torch.channels_last))
+    gradients = [torch.randn_like(contiguous), torch.randn_like(channels_last)]
+    optimiser = ClippedAdam([contiguous, channels_last], 0.1, 1e-8, 1e9)
+    seen: list[int] = []
+    optimiser.adam.register_step_pre_hook(
+        lambda adam, *_: seen.extend(
+            p.grad.data_ptr() for group in adam.param_groups for p in group["params"]
+        )
+    )
+    optimiser.apply(gradients)
+    assert seen == [gradient.data_ptr() for gradient in gradients]
+
+
 def test_clipped_adam_first_step_is_the_learning_rate_against_the_gradients_sign() -> None:
     parameter = nn.Parameter(torch.tensor([2.0, -3.0]))
     # Bias-corrected moments after one step are g and g^2: each moves by lr g / (|g| + eps).
