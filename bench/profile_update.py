@@ -25,6 +25,7 @@ from mudreamer_fast.agent import Agent
 from mudreamer_fast.config import Config
 from mudreamer_fast.envs import ActionSpec, ArraySpec
 from mudreamer_fast.graphs import SETTLING_CALLS
+from mudreamer_fast.machine import settle_arithmetic
 
 ACTIONS, UPDATES, KERNELS = 6, 10, 25
 ACTING_STEPS, ENVIRONMENTS = 50, (1, 4, 16, 64)
@@ -110,7 +111,7 @@ def main() -> int:
     """Measures the reference and the kernels, and writes the file named on the command line."""
     found = {}
     for backend, graph, tf32 in WAYS:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+        settle_arithmetic(None, tf32)
         way = f"{backend}, cuda_graph {graph}, {'tf32' if tf32 else 'float32'}"
         result = found[way] = measure(backend, graph)
         acted = {rows: ms["median"] for rows, ms in result["acting_milliseconds"].items()}

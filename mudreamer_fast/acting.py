@@ -7,19 +7,17 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mudreamer_fast.config import ActionChoice
 from mudreamer_fast.distributions import bound_action
 from mudreamer_fast.envs.vector_env import ActionSpec
 from mudreamer_fast.graphs import Capture, Graphed, Tensors
 from mudreamer_fast.networks import ActionHead, Encoder, Rssm, features
-
-SEED_OFFSET = 1_000_003
-"""Apart from the learner's seed, so that acting more or less does not change what it draws."""
 
 
 @dataclass
@@ -111,7 +109,7 @@ class Acting:
         with self._own_stream():
             deter, stoch = self._rssm.empty_state(num_envs)
             action = deter.new_zeros(num_envs, self._action_spec.size)
-            generator = torch.Generator(self._device).manual_seed(seed + SEED_OFFSET)
+            generator = torch.Generator(self._device).manual_seed(seed)
             return PolicyState(deter, stoch, action, generator)
 
     @torch.no_grad()
@@ -120,7 +118,7 @@ class Acting:
         observation: Mapping[str, np.ndarray],
         is_first: np.ndarray,
         state: PolicyState,
-        mode: Literal["sample", "eval"] = "sample",
+        choice: ActionChoice = "sample",
     ) -> tuple[np.ndarray, PolicyState]:
         """Look at one step of N environments and act.
 
@@ -128,7 +126,7 @@ class Acting:
             observation: (N, *shape) by name.
             is_first: (N,) bool; where it holds, what `state` remembers is forgotten.
             state: from `initial_state` or from the last call.
-            mode: "sample" draws from the policy, "eval" takes its most likely action.
+            choice: "sample" draws from the policy, "mode" takes its most likely action.
 
         Returns:
             Actions (N, A) float32, in [-1, 1] or one-hot, and the next state.
@@ -146,7 +144,7 @@ class Acting:
                     rows, 1, groups, generator=state.generator, device=self._device
                 ),
             }
-            if mode == "sample":
+            if choice == "sample":
                 inputs["action_noise"] = self._actor.draw_noise(state.generator, rows)
             found = self._graphed(inputs)
             # Copies: the caller may keep the state, and the next call may write over what it got.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from mudreamer_fast.acting import Acting, PolicyState
 from mudreamer_fast.actor_critic import ActorCritic
 from mudreamer_fast.backend import load_ops, resolve_backend
-from mudreamer_fast.config import BehaviourConfig, Config, ModelConfig
+from mudreamer_fast.config import ActionChoice, BehaviourConfig, Config, ModelConfig
 from mudreamer_fast.envs.vector_env import ActionSpec, ArraySpec
 from mudreamer_fast.graphs import Graphed, Tensors, capture_maker
 from mudreamer_fast.imagination import imagine
+from mudreamer_fast.machine import SeedUse, derived_seed
 from mudreamer_fast.networks import features
 from mudreamer_fast.optim import ClippedAdam, move_average
 from mudreamer_fast.world_model import WorldModel
@@ -56,7 +57,7 @@ class Agent:
             "is_terminal": (),
         }
         with torch.random.fork_rng():
-            torch.manual_seed(config.train.seed)
+            torch.manual_seed(derived_seed(config.train.seed, SeedUse.WEIGHTS))
             world_model = WorldModel(config.model, config.behaviour, shapes, size, continuous, ops)
             behaviour = ActorCritic(
                 config.model,
@@ -77,7 +78,9 @@ class Agent:
             device,
             new_capture,
         )
-        self.generator = torch.Generator(device).manual_seed(config.train.seed)
+        self.generator = torch.Generator(device).manual_seed(
+            derived_seed(config.train.seed, SeedUse.LEARN)
+        )
         self.updates = 0
         self.optimisers = self._make_optimisers()
         self._metrics: tuple[str, ...] = ()
@@ -107,19 +110,21 @@ class Agent:
 
         Args:
             num_envs: N.
-            seed: of the draws; None takes the run's.
+            seed: of the draws; None takes one of the run's.
         """
-        return self.acting.initial_state(num_envs, self.config.train.seed if seed is None else seed)
+        if seed is None:
+            seed = derived_seed(self.config.train.seed, SeedUse.ACT)
+        return self.acting.initial_state(num_envs, seed)
 
     def act(
         self,
         observation: Mapping[str, np.ndarray],
         is_first: np.ndarray,
         state: PolicyState,
-        mode: Literal["sample", "eval"] = "sample",
+        choice: ActionChoice = "sample",
     ) -> tuple[np.ndarray, PolicyState]:
         """Look at one step of N environments and act; see `Acting.act`."""
-        return self.acting.act(observation, is_first, state, mode)
+        return self.acting.act(observation, is_first, state, choice)
 
     def update(self, batch: Mapping[str, np.ndarray | Tensor]) -> dict[str, float]:
         """Learn from one batch: the world model, then actor and critic on what it imagines.

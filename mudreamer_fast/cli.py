@@ -21,7 +21,7 @@ from typing import Annotated, Any, TypeVar, cast
 import tyro
 
 from mudreamer_fast.allocator import keep_freed_memory
-from mudreamer_fast.config import PRESETS, Config, ConfigError
+from mudreamer_fast.config import PRESETS, ActionChoice, Config, ConfigError
 from mudreamer_fast.run_folder import RunFolder, default_run_dir, read_config
 
 PROGRAM = "mudreamer-fast"
@@ -85,6 +85,8 @@ class EvaluateCommand:
     """Film the first episode into this file, .mp4 or .gif."""
     seed: int | None = None
     """Seed of the episodes; None takes those that the run itself was evaluated on."""
+    policy: ActionChoice | None = None
+    """Actions: sampled, or the policy's mode; None takes the run's eval_policy."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -175,16 +177,19 @@ def _evaluate(words: list[str]) -> int:
     command = _parse(EvaluateCommand, f"{PROGRAM} evaluate", words)
     if command.episodes is not None and command.episodes <= 0:
         raise ConfigError(f"episodes must be positive, got {command.episodes}")
+    if command.seed is not None and command.seed < 0:
+        raise ConfigError(f"seed must not be negative, got {command.seed}")
 
     from mudreamer_fast.results import score_table, write_film
     from mudreamer_fast.scoring import score_run
 
     config = read_config(RunFolder(command.run).config)
     film = command.video is not None
+    eval_policy = command.policy or config.train.eval_policy
     scoring, random_scores = score_run(
-        config, command.run, command.episodes, command.seed, command.device, film
+        config, command.run, command.episodes, command.seed, eval_policy, command.device, film
     )
-    print(score_table(scoring.scores, random_scores))
+    print(score_table(scoring.scores, random_scores, eval_policy))
     if command.video is not None:
         for path in write_film(scoring, command.video, None, config.env):
             print(f"  {path}")

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 SizeName = Literal["XS", "S", "M", "L", "XL"]
+ActionChoice = Literal["sample", "mode"]
+"""Actions drawn from the policy, or its most likely ones."""
 
 
 class ConfigError(ValueError):
@@ -257,6 +259,9 @@ class TrainConfig:
     """Simulator steps between evaluations during training; 0 leaves only the last one."""
     eval_episodes: int = 10
     """Episodes of an evaluation, with the same seeds every time."""
+    eval_policy: ActionChoice = "sample"
+    """Actions of an evaluation: sampled, as for the scores that MuDreamer and DreamerV3 publish,
+    or the policy's mode."""
     log_every_seconds: float = 10.0
     """Seconds between two lines of metrics."""
     checkpoint_every_seconds: float = 600.0

@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Mapping
+from enum import IntEnum
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol
@@ -57,10 +58,11 @@ def threads_beside_acting(threads: int | None, overlap: str, device: torch.devic
 
 
 def settle_arithmetic(threads: int | None, tf32: bool) -> None:
-    """Settle PyTorch's CPU threads, None for its own choice, and how GPUs multiply matrices."""
+    """Settle PyTorch's CPU threads, None for its own choice, and how a GPU multiplies."""
     if threads is not None:
         torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32  # convolutions, which use it unless told otherwise
 
 
 def overlaps(setting: str, device: torch.device) -> bool:
@@ -179,9 +181,40 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def derived_seed(seed: int, purpose: int, number: int = 0) -> int:
-    """A seed below 2^30 for one use of a run's seed, so that uses and neighbouring runs differ."""
-    return int(np.random.SeedSequence([seed, purpose, number]).generate_state(1)[0]) >> 2
+class SeedUse(IntEnum):
+    """Everything that a run's seed is used for; each draws from a seed of its own."""
+
+    COLLECT = 0
+    """The environments that the replay is collected in."""
+    REPLAY = 1
+    """Which sequences are sampled."""
+    PREFILL = 2
+    """The random actions of the prefill."""
+    ACT = 3
+    """The agent's latents and actions in these environments."""
+    EVALUATION = 4
+    """The environments of evaluations: the same episodes for every policy."""
+    RANDOM_POLICY = 5
+    """The actions of the random policy that the agent is compared with."""
+    EVALUATION_POLICY = 6
+    """The agent's latents and actions in evaluations."""
+    WEIGHTS = 7
+    """The weights at the start."""
+    LEARN = 8
+    """The latents and actions of updates."""
+    GLOBAL = 9
+    """The global generators of Python, NumPy and PyTorch, which libraries may draw from."""
+
+
+def derived_seed(seed: int, use: SeedUse, number: int = 0) -> int:
+    """A seed below 2^30 for one use of a run's seed, so that uses and neighbouring runs differ.
+
+    Args:
+        seed: the run's.
+        use: what for.
+        number: tells several of one use apart.
+    """
+    return int(np.random.SeedSequence([seed, use, number]).generate_state(1)[0]) >> 2
 
 
 def generator_states() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mudreamer_fast import pictures
-from mudreamer_fast.config import EnvConfig
+from mudreamer_fast.config import ActionChoice, Config, EnvConfig
 from mudreamer_fast.metrics import METRICS_FILE
 from mudreamer_fast.run_folder import RunFolder, write_json
 from mudreamer_fast.scoring import Scoring
@@ -37,10 +37,13 @@ class TrainResult:
     """The signal that stopped the run early."""
 
 
-def score_table(scores: Sequence[float], random_scores: Sequence[float]) -> str:
+def score_table(
+    scores: Sequence[float], random_scores: Sequence[float], eval_policy: ActionChoice
+) -> str:
     """The returns beside the random policy's, and their ratio, as plain text."""
+    agent = {"sample": "agent, sampled", "mode": "agent, mode"}[eval_policy]
     lines = [f"{'':14} {'mean':>8} {'std':>8} {'lowest':>8} {'highest':>8} {'episodes':>8}"]
-    for name, values in (("agent", scores), ("random policy", random_scores)):
+    for name, values in ((agent, scores), ("random policy", random_scores)):
         if values:
             lines.append(
                 f"{name:14} {statistics.fmean(values):8.1f} {statistics.pstdev(values):8.1f} "
@@ -70,14 +73,14 @@ def write_film(scoring: Scoring, video: Path, strip: Path | None, env: EnvConfig
 
 
 def write_results(
-    result: TrainResult, folder: RunFolder, env: EnvConfig, warn: Callable[[str], None]
+    result: TrainResult, folder: RunFolder, config: Config, warn: Callable[[str], None]
 ) -> list[Path]:
     """Writes everything that a finished run leaves beside its checkpoint.
 
     Args:
         result: the run's, with its final evaluation.
         folder: run folder.
-        env: task.
+        config: the run's.
         warn: told of what could not be written; the run's score must not be lost for a picture.
 
     Returns:
@@ -88,7 +91,8 @@ def write_results(
         raise ValueError("a run without its final evaluation has no results to write")
     metrics = folder.root / METRICS_FILE
     facts = {
-        "task": env.task,
+        "task": config.env.task,
+        "eval_policy": config.train.eval_policy,
         "env_steps": result.env_steps,
         "updates": result.updates,
         "seconds": result.seconds,
@@ -98,7 +102,9 @@ def write_results(
     steps: list[Callable[[], list[Path]]] = [
         lambda: [write_json(folder.result, facts)],
         lambda: [pictures.plot_curve(metrics, folder.curve)],
-        lambda: write_film(scoring, folder.video, folder.strip, env) if scoring.frames else [],
+        lambda: (
+            write_film(scoring, folder.video, folder.strip, config.env) if scoring.frames else []
+        ),
     ]
     written: list[Path] = []
     for step in steps:

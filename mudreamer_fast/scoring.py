@@ -13,14 +13,11 @@ import numpy as np
 from mudreamer_fast import checkpoint, pictures
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.collect import Policy, random_policy
-from mudreamer_fast.config import Config, EnvConfig
+from mudreamer_fast.config import ActionChoice, Config, EnvConfig
 from mudreamer_fast.envs import VectorEnv, make_env
 from mudreamer_fast.evaluate import evaluate
-from mudreamer_fast.machine import derived_seed, resolve_device, settle_arithmetic
+from mudreamer_fast.machine import SeedUse, derived_seed, resolve_device, settle_arithmetic
 from mudreamer_fast.run_folder import RunFolder
-
-EVALUATION_SEED = 4
-"""Use of a run's seed, apart from those in `train`: the evaluation's episodes."""
 
 PolicyMaker = Callable[[VectorEnv], tuple[Policy, Any]]
 """Gives a policy for an environment, and its first state."""
@@ -42,17 +39,28 @@ class Scoring:
     """Wall time that it took."""
 
 
-def evaluation_seed(config: Config) -> int:
-    """Seed of the evaluation's environments, the same for every evaluation of a run."""
-    return derived_seed(config.train.seed, EVALUATION_SEED)
+def evaluation_seed(seed: int) -> int:
+    """Seed of the environments, the same for every evaluation of a run with `seed`."""
+    return derived_seed(seed, SeedUse.EVALUATION)
 
 
-def agent_policy(agent: Agent, seed: int) -> PolicyMaker:
-    """The agent's most likely actions."""
+def policy_seed(seed: int) -> int:
+    """Seed of the agent's draws, the same for every evaluation of a run with `seed`."""
+    return derived_seed(seed, SeedUse.EVALUATION_POLICY)
+
+
+def agent_policy(agent: Agent, eval_policy: ActionChoice, seed: int) -> PolicyMaker:
+    """The agent's actions.
+
+    Args:
+        agent: acts.
+        eval_policy: whether its actions are sampled or the most likely ones.
+        seed: of its draws.
+    """
 
     def make(env: VectorEnv) -> tuple[Policy, Any]:
         def policy(observation: Any, is_first: Any, state: Any) -> tuple[Any, Any]:
-            return agent.act(observation, is_first, state, "eval")
+            return agent.act(observation, is_first, state, eval_policy)
 
         return policy, agent.initial_state(env.num_envs, seed)
 
@@ -114,6 +122,7 @@ def score_run(
     run_dir: Path,
     episodes: int | None,
     seed: int | None,
+    eval_policy: ActionChoice,
     device: str,
     film: bool,
 ) -> tuple[Scoring, list[float]]:
@@ -123,7 +132,8 @@ def score_run(
         config: the run's.
         run_dir: run folder.
         episodes: number of episodes; None takes the run's.
-        seed: of the episodes; None takes those of the run's own evaluations.
+        seed: stands in for the run's; None plays the episodes of its own evaluations.
+        eval_policy: whether actions are sampled or the most likely ones.
         device: to act on.
         film: keep the pictures of the first episode.
 
@@ -137,12 +147,14 @@ def score_run(
     chosen = resolve_device(device)
     saved = checkpoint.load(RunFolder(run_dir).checkpoint, ("agent", "counters"))
     settle_arithmetic(config.train.threads, config.train.tf32)
-    seed = evaluation_seed(config) if seed is None else seed
+    seed = config.train.seed if seed is None else seed
 
     def make(env: VectorEnv) -> tuple[Policy, Any]:
         agent = Agent(config, env.observation_spec, env.action_spec, chosen)
         agent.load_state_dict(saved["agent"])
-        return agent_policy(agent, seed)(env)
+        return agent_policy(agent, eval_policy, policy_seed(seed))(env)
 
-    scoring = score(config.env, make, episodes or config.train.eval_episodes, seed, film)
+    scoring = score(
+        config.env, make, episodes or config.train.eval_episodes, evaluation_seed(seed), film
+    )
     return scoring, saved["counters"]["random_scores"]

@@ -22,6 +22,7 @@ from mudreamer_fast.collect import Collector, random_policy, replay_fields
 from mudreamer_fast.config import Config, ConfigError
 from mudreamer_fast.envs import EnvError, make_env
 from mudreamer_fast.learner import Learner
+from mudreamer_fast.machine import SeedUse
 from mudreamer_fast.replay import ReplayBuffer, StorageError
 from mudreamer_fast.replay.prefetch import Prefetcher
 from mudreamer_fast.reporting import Reporter, Standing
@@ -32,6 +33,7 @@ from mudreamer_fast.scoring import (
     Scoring,
     agent_policy,
     evaluation_seed,
+    policy_seed,
     score,
     uniform_policy,
 )
@@ -40,8 +42,6 @@ EVALUATION_MARGIN = 1.5
 """The final evaluation is given this many times the last one's duration within max_minutes."""
 SPARE_SHARE = 0.02
 """Of the replay's capacity, taken on top of it at most, so that steps need not wait for a job."""
-COLLECT_SEED, REPLAY_SEED, PREFILL_SEED, ACT_SEED, RANDOM_SEED = range(5)
-"""Uses that a run's seed is split into, for `machine.derived_seed`."""
 
 
 @dataclass
@@ -80,10 +80,10 @@ class Trainer:
         self.started, self.resumed_at = started - self.counters.seconds, started
         threads = machine.threads_beside_acting(config.train.threads, config.train.overlap, device)
         machine.settle_arithmetic(threads, config.train.tf32)
-        machine.seed_everything(config.train.seed)
+        machine.seed_everything(self._seed(SeedUse.GLOBAL))
         self._open = ExitStack()
         try:
-            self.env = make_env(config.env, config.env.num_envs, self._seed(COLLECT_SEED))
+            self.env = make_env(config.env, config.env.num_envs, self._seed(SeedUse.COLLECT))
             self._open.callback(self.env.close)
             self.replay = self._make_replay()
             self._open.callback(self._close_replay)
@@ -102,7 +102,7 @@ class Trainer:
             self._open.close()
             raise
         self.random = random_policy(
-            self.env.action_spec, self.env.num_envs, self._seed(PREFILL_SEED)
+            self.env.action_spec, self.env.num_envs, self._seed(SeedUse.PREFILL)
         )
         self.collector = Collector(self.env, self.replay, self._act)
         self.collecting_seconds = 0.0
@@ -143,7 +143,7 @@ class Trainer:
             fields,
             replay.capacity_steps,
             self.env.num_envs,
-            self._seed(REPLAY_SEED),
+            self._seed(SeedUse.REPLAY),
             replay.gather_threads,
             self.folder.replay if on_disk else None,
             replay.flush_every_seconds if on_disk else None,
@@ -174,7 +174,7 @@ class Trainer:
         except StorageError as error:
             print(f"warning: {error}", file=sys.stderr)
 
-    def _seed(self, use: int) -> int:
+    def _seed(self, use: SeedUse) -> int:
         return machine.derived_seed(self.config.train.seed, use, self.counters.resumes)
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
@@ -221,7 +221,7 @@ class Trainer:
             return self.random(observation, is_first, None)[0], None
         if state is None:
             # The agent has seen nothing of the episodes under way: to it, they begin here.
-            state = self.learner.acting.initial_state(self.env.num_envs, self._seed(ACT_SEED))
+            state = self.learner.acting.initial_state(self.env.num_envs, self._seed(SeedUse.ACT))
             is_first = np.ones_like(is_first)
         return self.learner.acting.act(observation, is_first, state, "sample")
 
@@ -260,7 +260,7 @@ class Trainer:
             return
         episodes = self.config.train.eval_episodes
         self.reporter.message(f"scoring the random policy on {episodes} episodes, to compare with")
-        scoring = self._score(uniform_policy(self._seed(RANDOM_SEED)))
+        scoring = self._score(uniform_policy(self._seed(SeedUse.RANDOM_POLICY)))
         self.counters.random_scores = scoring.scores
         self._report_scores("random", scoring)
 
@@ -327,7 +327,9 @@ class Trainer:
         """Scores the agent; filmed where pictures can be had."""
         self.finish_updates()
         self.learner.pause()
-        policy = agent_policy(self.agent, evaluation_seed(self.config))
+        policy = agent_policy(
+            self.agent, self.config.train.eval_policy, policy_seed(self.config.train.seed)
+        )
         try:
             scoring = self._score(policy, film)
         except EnvError as error:
@@ -380,8 +382,8 @@ class Trainer:
             f"{self.batches.waited_seconds * share:.2f}% for batches, "
             f"{self.learner.idle_seconds * share:.1f}% for steps to be taken"
         )
-        written = write_results(result, self.folder, self.config.env, tell)
-        tell(score_table(scoring.scores, result.random_scores))
+        written = write_results(result, self.folder, self.config, tell)
+        tell(score_table(scoring.scores, result.random_scores, self.config.train.eval_policy))
         for path in (*written, self.folder.checkpoint):
             tell(f"  {path}")
         return result
@@ -404,7 +406,7 @@ class Trainer:
             self.config.env,
             make_policy,
             train.eval_episodes,
-            evaluation_seed(self.config),
+            evaluation_seed(self.config.train.seed),
             film,
             self.stop.raise_if_received,
         )

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mudreamer_fast.acting import SEED_OFFSET
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.envs.vector_env import ActionSpec
+from mudreamer_fast.machine import SeedUse, derived_seed
 from tests import tiny
 from tests.tolerances import ALIKE, OVERFIT_RATIO, REORDERED, assert_close
 
@@ -228,7 +228,7 @@ def test_agent_running_statistics_move_in_training_only(placement: str) -> None:
 
 @pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
 def test_acting_gives_bounded_or_one_hot_float32_actions(action: ActionSpec) -> None:
-    for mode in ("sample", "eval"):
+    for mode in ("sample", "mode"):
         for given in act_steps(made_agent(action=action), 5, mode):
             assert given.shape == (3, action.size)
             assert given.dtype == np.float32
@@ -240,7 +240,7 @@ def test_acting_gives_bounded_or_one_hot_float32_actions(action: ActionSpec) -> 
 
 
 @pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
-@pytest.mark.parametrize("mode", ["sample", "eval"])
+@pytest.mark.parametrize("mode", ["sample", "mode"])
 def test_acting_repeats_itself_from_the_same_state(action: ActionSpec, mode: str) -> None:
     agent = made_agent(action=action)
     for one, other in zip(act_steps(agent, 4, mode), act_steps(agent, 4, mode), strict=True):
@@ -252,7 +252,7 @@ def test_acting_in_evaluation_takes_the_most_likely_action() -> None:
     with torch.no_grad():  # a policy that prefers the second action, and seldom takes the others
         agent.behaviour.actor.mlp.out.weight.zero_()
         agent.behaviour.actor.mlp.out.bias.copy_(torch.tensor([0.0, 0.5, 0.0]))
-    assert all((given.argmax(1) == 1).all() for given in act_steps(agent, 5, "eval", rows=16))
+    assert all((given.argmax(1) == 1).all() for given in act_steps(agent, 5, "mode", rows=16))
     drawn = np.concatenate(act_steps(agent, 5, "sample", rows=16)).argmax(1)
     assert set(drawn) == {0, 1, 2}
 
@@ -265,8 +265,8 @@ def test_acting_forgets_the_past_where_an_episode_begins() -> None:
     used.action += 0.5
     observation = {"vector": data["vector"][:, 0]}
     is_first = np.array([True, False, True])
-    one, _ = agent.act(observation, is_first, fresh, "eval")
-    other, _ = agent.act(observation, is_first, used, "eval")
+    one, _ = agent.act(observation, is_first, fresh, "mode")
+    other, _ = agent.act(observation, is_first, used, "mode")
     assert np.array_equal(one[[0, 2]], other[[0, 2]])
     assert not np.array_equal(one[1], other[1])
 
@@ -278,10 +278,10 @@ def test_acting_believes_what_observing_its_own_steps_makes_it_believe() -> None
     state, actions = agent.initial_state(3), [np.zeros((3, 2), np.float32)]
     for t in range(steps):
         seen = {"vector": data["vector"][:, t]}
-        given, state = agent.act(seen, data["is_first"][:, t], state, "eval")
+        given, state = agent.act(seen, data["is_first"][:, t], state, "mode")
         actions.append(given)
     # The same draws: in evaluation a step takes the latents' uniforms and nothing else.
-    draw = torch.Generator().manual_seed(SEED_OFFSET)
+    draw = torch.Generator().manual_seed(derived_seed(0, SeedUse.ACT))
     groups = agent.config.model.groups
     uniforms = torch.cat([torch.rand(3, 1, groups, generator=draw) for _ in range(steps)], 1)
     world_model = agent.world_model.eval()
@@ -302,8 +302,8 @@ def test_acting_remembers_the_step_before() -> None:
     data = made_batch(rows=3, steps=2)
     state = agent.initial_state(3)
     _, state = agent.act({"vector": data["vector"][:, 0]}, np.ones(3, bool), state, "sample")
-    going_on, _ = agent.act({"vector": data["vector"][:, 1]}, np.zeros(3, bool), state, "eval")
-    again, _ = agent.act({"vector": data["vector"][:, 1]}, np.ones(3, bool), state, "eval")
+    going_on, _ = agent.act({"vector": data["vector"][:, 1]}, np.zeros(3, bool), state, "mode")
+    again, _ = agent.act({"vector": data["vector"][:, 1]}, np.ones(3, bool), state, "mode")
     assert not np.array_equal(going_on, again)
 
 

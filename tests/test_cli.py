@@ -146,6 +146,7 @@ ERRORS = {
     "plot /no/such/run": "/no/such/run is not a run folder",
     "evaluate /no/such/run": "/no/such/run is not a run folder",
     "evaluate /no/such/run --episodes 0": "episodes must be positive, got 0",
+    "evaluate /no/such/run --seed -1": "seed must not be negative, got -1",
     "info slow": "unknown preset 'slow'",
     "info quick --model.size Q": "invalid choice 'Q'",
     "doctor --fast": "doctor takes no options, got --fast",

@@ -318,7 +318,7 @@ def test_agent_acts_the_same_bitwise_from_a_graph(
     spec = ACTIONS[action]
     graphed, plain = (made_agent(graph, spec, backend, **tiny.FEWEST) for graph in ("on", "off"))
     for rows in (1, 5):
-        assert acted_alike(graphed, plain, rows, ["sample", "eval", "sample", "eval"] * 2)
+        assert acted_alike(graphed, plain, rows, ["sample", "mode", "sample", "mode"] * 2)
     assert max(capture.recorded for capture in captures) == 4
     assert max(capture.replayed for capture in captures) == 4 * (4 - SETTLING_CALLS)
 
@@ -381,7 +381,7 @@ def test_agents_with_and_without_a_cuda_graph_learn_alike(action: ActionSpec, ba
 @pytest.mark.parametrize("rows", [1, 5, 64])
 def test_agents_with_and_without_a_cuda_graph_act_alike(rows: int, backend: str) -> None:
     graphed, plain = (made_agent(graph, backend=backend, device=CUDA) for graph in ("on", "off"))
-    modes = ["sample", "eval", "sample", "eval"] * 2
+    modes = ["sample", "mode", "sample", "mode"] * 2
     for a, b in zip(acted(graphed, rows, modes), acted(plain, rows, modes), strict=True):
         torch.testing.assert_close(a.cpu(), b.cpu(), rtol=ALIKE.relative, atol=ALIKE.absolute)
 

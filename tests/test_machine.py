@@ -13,7 +13,14 @@ import torch
 
 from mudreamer_fast import machine
 from mudreamer_fast.config import ConfigError
-from mudreamer_fast.machine import GIB, RESERVED_BYTES, Stopped, StopSignals, resolve_device
+from mudreamer_fast.machine import (
+    GIB,
+    RESERVED_BYTES,
+    SeedUse,
+    Stopped,
+    StopSignals,
+    resolve_device,
+)
 from tests import tiny
 
 
@@ -81,11 +88,11 @@ def test_seeds_differ_between_uses_neighbours_and_resumes() -> None:
     seeds = {
         machine.derived_seed(seed, use, number)
         for seed in range(20)
-        for use in range(5)
+        for use in SeedUse
         for number in range(3)
     }
-    assert len(seeds) == 20 * 5 * 3
-    assert machine.derived_seed(1, 2) == machine.derived_seed(1, 2)
+    assert len(seeds) == 20 * len(SeedUse) * 3
+    assert machine.derived_seed(1, SeedUse.ACT) == machine.derived_seed(1, SeedUse.ACT)
     assert all(0 <= seed < 2**30 for seed in seeds)
 
 
@@ -131,9 +138,11 @@ def test_arithmetic_is_settled() -> None:
         machine.settle_arithmetic(threads + 1, tf32=True)
         assert torch.get_num_threads() == threads + 1
         assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
         machine.settle_arithmetic(None, tf32=False)
         assert torch.get_num_threads() == threads + 1
         assert not torch.backends.cuda.matmul.allow_tf32
+        assert not torch.backends.cudnn.allow_tf32
     finally:
         machine.settle_arithmetic(threads, tf32=False)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mudreamer_fast import pictures
-from mudreamer_fast.config import EnvConfig
+from mudreamer_fast.config import ActionChoice, Config
 from mudreamer_fast.results import TrainResult, score_ratio, score_table, write_results
 from mudreamer_fast.run_folder import RunFolder
 from mudreamer_fast.scoring import Scoring
@@ -22,11 +22,14 @@ def filmed() -> Scoring:
     return Scoring([30.0, 50.0], [9, 9], frames, [], 1.0)
 
 
-def test_table_sets_the_agent_beside_the_random_policy() -> None:
-    rows = [line.split() for line in score_table([30.0, 50.0, 40.0], [1.0, 3.0]).splitlines()]
+@pytest.mark.parametrize(("policy", "word"), [("sample", "sampled"), ("mode", "mode")])
+def test_table_sets_the_agent_beside_the_random_policy(policy: ActionChoice, word: str) -> None:
+    rows = [
+        line.split() for line in score_table([30.0, 50.0, 40.0], [1.0, 3.0], policy).splitlines()
+    ]
     assert rows == [
         ["mean", "std", "lowest", "highest", "episodes"],
-        ["agent", "40.0", "8.2", "30.0", "50.0", "3"],
+        ["agent,", word, "40.0", "8.2", "30.0", "50.0", "3"],
         ["random", "policy", "2.0", "1.0", "1.0", "3.0", "2"],
         ["ratio", "20.00"],
     ]
@@ -35,16 +38,17 @@ def test_table_sets_the_agent_beside_the_random_policy() -> None:
 @pytest.mark.parametrize("random", [[], [0.0, 0.0], [-5.0, 1.0]])
 def test_ratio_to_nothing_is_left_out(random: list[float]) -> None:
     assert score_ratio([1.0], random) is None
-    assert "ratio" not in score_table([1.0], random)
+    assert "ratio" not in score_table([1.0], random, "sample")
 
 
 def test_results_hold_the_scores(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    written = write_results(result(tmp_path, filmed()), folder, EnvConfig(), print)
+    written = write_results(result(tmp_path, filmed()), folder, Config(), print)
     assert written == [folder.result, folder.curve, folder.video, folder.strip]
     assert all(path.stat().st_size > 0 for path in written)
     assert json.loads(folder.result.read_text()) == {
         "task": "dmc/walker_walk", "env_steps": 100, "updates": 7, "seconds": 12.5,
+        "eval_policy": "sample",
         "scores": [30.0, 50.0], "random_scores": [1.0, 3.0],
     }  # fmt: skip
 
@@ -58,7 +62,7 @@ def test_picture_that_cannot_be_written_costs_no_score(
     monkeypatch.setattr(pictures, "plot_curve", full)
     warnings: list[str] = []
     folder = RunFolder(tmp_path)
-    written = write_results(result(tmp_path, filmed()), folder, EnvConfig(), warnings.append)
+    written = write_results(result(tmp_path, filmed()), folder, Config(), warnings.append)
     assert warnings == [f"warning: cannot write to {tmp_path}: No space left on device"]
     assert folder.result in written
     assert folder.curve not in written
@@ -66,4 +70,4 @@ def test_picture_that_cannot_be_written_costs_no_score(
 
 def test_results_need_the_final_evaluation(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="without its final evaluation"):
-        write_results(result(tmp_path, None), RunFolder(tmp_path), EnvConfig(), print)
+        write_results(result(tmp_path, None), RunFolder(tmp_path), Config(), print)

@@ -21,9 +21,13 @@ from PIL import Image
 from mudreamer_fast import checkpoint, checkpoint_files, machine, scoring, trainer
 from mudreamer_fast.acting import Acting
 from mudreamer_fast.agent import Agent
+from mudreamer_fast.collect import random_policy
 from mudreamer_fast.config import Config, ConfigError, ModelConfig
 from mudreamer_fast.envs import EnvError
+from mudreamer_fast.machine import SeedUse
 from mudreamer_fast.metrics import read_lines
+from mudreamer_fast.run_folder import read_config
+from mudreamer_fast.scoring import score_run
 from mudreamer_fast.train import train
 from mudreamer_fast.trainer import Trainer
 from tests import tiny_run
@@ -151,8 +155,52 @@ def test_agent_and_random_policy_play_the_same_episodes(tmp_path: Path, made_env
     train(config, tmp_path)
     collecting, *evaluating = made_envs
     assert len(evaluating) == 4  # the random policy, two on the way, the last one
-    assert set(evaluating) == {(2, scoring.evaluation_seed(config))}
+    assert set(evaluating) == {(2, scoring.evaluation_seed(config.train.seed))}
     assert collecting[1] != evaluating[0][1]
+
+
+def test_nothing_that_a_run_draws_shares_its_seed_with_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_envs: Made
+) -> None:
+    seeds: list[int] = []
+
+    def recording(call: Callable[..., Any], place: int) -> Callable[..., Any]:
+        def made(*args: Any) -> Any:
+            seeds.append(args[place])
+            return call(*args)
+
+        return made
+
+    for module in (trainer, scoring):
+        monkeypatch.setattr(module, "random_policy", recording(random_policy, 2))
+    monkeypatch.setattr(Acting, "initial_state", recording(Acting.initial_state, 2))
+    monkeypatch.setattr(machine, "seed_everything", recording(machine.seed_everything, 0))
+    monkeypatch.setattr(torch, "manual_seed", recording(torch.manual_seed, 0))
+    with start(tiny_run.config(), tmp_path) as run:
+        run.measure_random_policy()
+        step(run, 20)
+        run.evaluate()
+        seeds += [run.agent.generator.initial_seed(), run._seed(SeedUse.REPLAY)]
+    used = {*seeds, *(seed for _, seed in made_envs)}
+    assert used == {machine.derived_seed(0, use) for use in SeedUse}
+    assert len(used) == len(SeedUse)
+    # Of each but two: evaluations share their environments, the generator of torch is one of all.
+    assert len(seeds) + len(made_envs) == len(SeedUse) + 2
+
+
+def test_evaluation_samples_the_policy_or_takes_its_mode_as_asked(tmp_path: Path) -> None:
+    scores = {}
+    for policy in ("sample", "mode"):
+        result = train(tiny_run.config(eval_policy=policy), tmp_path / policy)
+        assert result.scoring is not None
+        scores[policy] = result.scoring.scores
+        saved = json.loads((tmp_path / policy / "result.json").read_text())
+        assert (saved["eval_policy"], saved["scores"]) == (policy, scores[policy])
+        config = read_config(tmp_path / policy / "config.json")
+        for other in ("sample", "mode"):
+            again, _ = score_run(config, tmp_path / policy, None, None, other, "cpu", False)
+            assert (again.scores == scores[policy]) == (other == policy)
+    assert scores["sample"] != scores["mode"]
 
 
 def test_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
@@ -362,7 +410,7 @@ def test_resumed_run_keeps_the_baseline_and_plays_new_episodes(
     assert (first.env_steps, second.env_steps) == (60, 140)
     assert second.updates > first.updates
     assert second.seconds > first.seconds
-    assert made_envs[0] != (2, machine.derived_seed(0, trainer.COLLECT_SEED, 0))
+    assert made_envs[0] != (2, machine.derived_seed(0, SeedUse.COLLECT, 0))
     assert len(made_envs) == 3  # no second measurement of the random policy
     rows = lines(tmp_path)
     steps = [row["env_steps"] for row in rows]
@@ -406,12 +454,11 @@ def test_stop_during_an_evaluation_saves_and_can_be_resumed(
     observed: list[int] = []
     act = Agent.act
 
-    def interrupt(self: Agent, o: Any, f: Any, state: Any, mode: str = "sample") -> Any:
-        if mode == "eval":
-            observed.append(self.updates)
-            if len(observed) == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-        return act(self, o, f, state, mode)  # type: ignore[arg-type]
+    def interrupt(self: Agent, o: Any, f: Any, state: Any, choice: str = "sample") -> Any:
+        observed.append(self.updates)
+        if len(observed) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return act(self, o, f, state, choice)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Agent, "act", interrupt)
     before = signal.getsignal(signal.SIGINT)

@@ -41,15 +41,15 @@ class NormAct(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
         if self.training:
             # F.batch_norm would hide its statistics, and a second pass costs more than the norm.
-            rows, mean, inverse_std = torch.native_batch_norm(
+            normed, mean, inverse_std = torch.native_batch_norm(
                 rows, self.weight, self.bias, None, None, True, 0.0, self.eps
             )
             var = inverse_std.detach().pow(-2) - self.eps
-            self.running.update(mean.detach()[None], var[None], pooled=True)
+            self.running.update(mean.detach()[None], var[None], len(rows), pooled=True)
         else:
             mean, var = self.running.mean, self.running.var
-            rows = F.batch_norm(rows, mean, var, self.weight, self.bias, False, 0.0, self.eps)
-        return F.silu(rows.view_as(x))
+            normed = F.batch_norm(rows, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+        return F.silu(normed.view_as(x))
 
 
 class ConvEncoder(nn.Module):

@@ -126,17 +126,22 @@ class RunningStatistics(nn.Module):
         return BatchNormState(self.mean.clone(), self.var.clone(), use_batch)
 
     @torch.no_grad()
-    def update(self, mean: Tensor, var: Tensor, pooled: bool) -> None:
+    def update(self, mean: Tensor, var: Tensor, rows: int, pooled: bool) -> None:
         """Move towards the statistics (T, size) of a batch's steps.
+
+        As in `torch.nn.BatchNorm1d` the variance that is averaged is the unbiased estimate,
+        `n / (n - 1)` times that of the `n` rows; a single row has none, and counts as zero.
 
         Args:
             mean: of each step.
             var: of each step, biased.
+            rows: in each step.
             pooled: move once, towards the statistics over all steps (by the law of total
                 variance); otherwise once per step.
         """
         if pooled:
+            rows *= len(mean)
             mean, var = mean.mean(0, True), var.mean(0, True) + mean.var(0, False, keepdim=True)
-        for step_mean, step_var in zip(mean, var, strict=True):
+        for step_mean, step_var in zip(mean, var * (rows / max(1, rows - 1)), strict=True):
             self.mean.lerp_(step_mean, self.momentum)
             self.var.lerp_(step_var, self.momentum)

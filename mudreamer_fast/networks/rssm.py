@@ -107,7 +107,7 @@ class Rssm(nn.Module):
         )
         if self.running is not None and self.training:
             pooled = config.batch_norm_update == "pooled"
-            self.running.update(observed.batch_mean, observed.batch_var, pooled)
+            self.running.update(observed.batch_mean, observed.batch_var, len(embed), pooled)
         return observed
 
     def imagine(

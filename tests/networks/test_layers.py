@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from mudreamer_fast.networks.layers import RunningStatistics, init_weight
 from tests.tolerances import HAND, INIT_STD, assert_close
@@ -38,26 +39,46 @@ def test_init_weight_draws_xavier_uniform_or_zeros() -> None:
 def test_running_statistics_pool_the_steps_of_a_batch() -> None:
     rows = torch.randn(7, 4, 3, dtype=torch.float64)  # T steps of 4 rows
     running = RunningStatistics(3, momentum=0.1).double()
-    running.update(rows.mean(1), rows.var(1, correction=0), pooled=True)
-    pooled = rows.view(28, 3)
-    assert_close(running.mean, 0.1 * pooled.mean(0), HAND)
-    assert_close(running.var, 0.9 + 0.1 * pooled.var(0, correction=0), HAND)
+    running.update(rows.mean(1), rows.var(1, correction=0), rows=4, pooled=True)
+    theirs = nn.BatchNorm1d(3, momentum=0.1).double()
+    theirs(rows.view(28, 3))
+    assert_close(running.mean, theirs.running_mean, HAND)
+    assert_close(running.var, theirs.running_var, HAND)
+
+
+def test_running_statistics_of_each_step_are_those_of_torch() -> None:
+    rows = torch.randn(7, 16, 3, dtype=torch.float64)
+    running = RunningStatistics(3, momentum=0.1).double()
+    running.update(rows.mean(1), rows.var(1, correction=0), rows=16, pooled=False)
+    theirs = nn.BatchNorm1d(3, momentum=0.1).double()
+    for step in rows:
+        theirs(step)
+    assert_close(running.mean, theirs.running_mean, HAND)
+    assert_close(running.var, theirs.running_var, HAND)
 
 
 def test_running_statistics_move_once_per_step_when_asked() -> None:
     mean = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
     var = torch.tensor([[5.0], [9.0]], dtype=torch.float64)
     running = RunningStatistics(1, momentum=0.5).double()
-    running.update(mean, var, pooled=False)
-    # 0 -> 0.5 -> 1.75, and 1 -> 3 -> 6.
+    running.update(mean, var, rows=3, pooled=False)
+    # 0 -> 0.5 -> 1.75, and of 3 / 2 times the variances 1 -> 4.25 -> 8.875.
     assert running.mean.item() == 1.75
-    assert running.var.item() == 6.0
+    assert running.var.item() == 8.875
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_running_statistics_of_a_single_row_are_finite(pooled: bool) -> None:
+    running = RunningStatistics(1, momentum=0.5)
+    running.update(torch.tensor([[2.0]]), torch.tensor([[0.0]]), rows=1, pooled=pooled)
+    assert running.mean.item() == 1.0
+    assert running.var.item() == 0.5
 
 
 def test_running_statistics_of_a_forward_pass_outlive_the_next_move() -> None:
     # The backward pass of a norm that used the averages comes after they have moved.
     running = RunningStatistics(3, momentum=0.5)
     state = running.state(use_batch=False)
-    running.update(torch.ones(1, 3), torch.full((1, 3), 2.0), pooled=True)
+    running.update(torch.ones(1, 3), torch.full((1, 3), 2.0), rows=4, pooled=True)
     assert (state.running_mean == 0).all()
     assert (state.running_var == 1).all()

@@ -44,8 +44,9 @@ def test_rssm_running_statistics_move_in_training_only() -> None:
     assert (rssm.running.var == 1).all()
     rssm.train()
     seen = observe(rssm)
-    # The law of total variance over steps of equally many rows; momentum 0.1.
+    # The law of total variance over steps of equally many rows, unbiased; momentum 0.1.
     pooled = seen.batch_var.mean(0) + seen.batch_mean.var(0, correction=0)
+    pooled = pooled * (ROWS * STEPS) / (ROWS * STEPS - 1)
     assert_close(rssm.running.mean, 0.1 * seen.batch_mean.mean(0), HAND)
     assert_close(rssm.running.var, 0.9 + 0.1 * pooled, HAND)
 
