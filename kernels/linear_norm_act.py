@@ -138,7 +138,7 @@ class NormActFunction(torch.autograd.Function):
         x, weight, bias = ctx.saved_tensors
         rows = x.view(-1, x.shape[-1])
         affine = any(ctx.needs_input_grad[1:3])
-        grad = grads[0].reshape(rows.shape)
+        grad = grads[0].reshape(rows.shape).contiguous()
         out = NormActFunction.pull(grad, rows, weight, bias, ctx.eps, affine)
         grad_weight, grad_bias = out[1:] if affine else (None, None)
         return out[0].view_as(x), grad_weight, grad_bias, None

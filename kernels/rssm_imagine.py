@@ -297,6 +297,8 @@ def _through_dynamics(ctx: Any, grads: Sequence[Tensor | None], grad_policy: Ten
     wanted_deter, wanted_stoch, wanted_action = (
         None if grad is None else grad.transpose(0, 1) for grad in grads[:3]
     )
+    if wanted_action is not None:
+        wanted_action = wanted_action.contiguous()  # a kernel reads its memory
     grad_deter = buffer.new_zeros(rows, width)
     grad_stoch = buffer.new_zeros(rows, latents)
     by_group = logits.view(horizon, rows, shape.groups, -1)

@@ -223,7 +223,7 @@ def test_evaluate_repeats_the_runs_own_score_and_films_it(
     folder, video = tmp_path / "run", tmp_path / "seen.gif"
     config = tiny_run.config("pixels", env_steps=60)
     assert main(["train", *tiny_run.options(config, folder)]) == 0
-    table = [line for line in capsys.readouterr().err.splitlines() if line.startswith("agent ")]
+    table = [line for line in capsys.readouterr().err.splitlines() if line.startswith("agent, ")]
     assert read_config(folder / "config.json") == config
     assert main(["evaluate", str(folder), "--video", str(video)]) == 0
     out = capsys.readouterr().out
@@ -231,7 +231,7 @@ def test_evaluate_repeats_the_runs_own_score_and_films_it(
     assert "random policy" in out
     assert video.stat().st_size > 0
     assert main(["evaluate", str(folder), "--episodes", "5", "--seed", "77"]) == 0
-    (line,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith("agent ")]
+    (line,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith("agent, ")]
     assert line.split()[-1] == "5"
     next(folder.glob("checkpoint/data-*/agent.pt")).write_bytes(b"")
     assert main(["evaluate", str(folder)]) == 2
