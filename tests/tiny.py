@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 from typing import Any
 
@@ -40,6 +41,15 @@ def config(
         behaviour=behaviour_config(**(behaviour or {})),
         train=TrainConfig(seed=seed, backend="reference"),
     )
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Every setting of a run by `section.field`."""
+    return {
+        f"{section.name}.{setting}": value
+        for section in dataclasses.fields(config)
+        for setting, value in vars(getattr(config, section.name)).items()
+    }
 
 
 def batch(
