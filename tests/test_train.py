@@ -31,6 +31,7 @@ from mudreamer_fast.scoring import score_run
 from mudreamer_fast.train import train
 from mudreamer_fast.trainer import Trainer
 from tests import tiny_run
+from tests.tiny_run import start, step
 
 Made = list[tuple[int, int]]
 
@@ -38,25 +39,7 @@ Made = list[tuple[int, int]]
 @pytest.fixture(autouse=True)
 def made_envs(monkeypatch: pytest.MonkeyPatch) -> Made:
     """The tiny environment in place of the simulators; number and seed of each one made."""
-    made: Made = []
-
-    def make(config: Any, num_envs: int, seed: int) -> Any:
-        made.append((num_envs, seed))
-        return tiny_run.make_env(config, num_envs, seed)
-
-    monkeypatch.setattr(trainer, "make_env", make)
-    monkeypatch.setattr(scoring, "make_env", make)
-    return made
-
-
-def start(config: Config, folder: Path, resume: bool = False) -> Trainer:
-    return Trainer(config, folder, resume, machine.StopSignals())
-
-
-def step(run: Trainer, times: int) -> None:
-    for _ in range(times):
-        run.collect()
-        run.learn()
+    return tiny_run.patch_envs(monkeypatch)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -12,8 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mudreamer_fast import scoring, trainer
+import pytest
+
+from mudreamer_fast import machine, scoring, trainer
 from mudreamer_fast.config import Config, EnvConfig, ReplayConfig, TrainConfig
+from mudreamer_fast.trainer import Trainer
 from tests import tiny
 from tests.tiny_env import TinyEnv
 
@@ -54,6 +57,31 @@ class SlowEnv(TinyEnv):
 def make_env(config: EnvConfig, num_envs: int, seed: int) -> TinyEnv:
     """Stands in for `envs.make_env`."""
     return SlowEnv(num_envs, config.observation, episode_length=EPISODE_STEPS, seed=seed)
+
+
+def patch_envs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Puts the tiny environment in place of the simulators; number and seed of each one made."""
+    made: list[tuple[int, int]] = []
+
+    def make(config: EnvConfig, num_envs: int, seed: int) -> TinyEnv:
+        made.append((num_envs, seed))
+        return make_env(config, num_envs, seed)
+
+    monkeypatch.setattr(trainer, "make_env", make)
+    monkeypatch.setattr(scoring, "make_env", make)
+    return made
+
+
+def start(config: Config, folder: Path, resume: bool = False) -> Trainer:
+    """A run that nothing stops."""
+    return Trainer(config, folder, resume, machine.StopSignals())
+
+
+def step(run: Trainer, times: int) -> None:
+    """Some steps of the loop, without reports, evaluations and checkpoints."""
+    for _ in range(times):
+        run.collect()
+        run.learn()
 
 
 def options(config: Config, run_dir: Path) -> list[str]:

@@ -1,0 +1,180 @@
+"""Every setting of environment and replay changes a run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mudreamer_fast import checkpoint
+from mudreamer_fast.config import ConfigError, EnvConfig
+from mudreamer_fast.trainer import Trainer
+from tests import tiny_run
+from tests.envs import test_backends_agree, test_envpool_env, test_simulators, test_tasks
+from tests.envs.rollouts import make
+from tests.tiny_run import start, step
+
+PATIENCE_SECONDS = 60
+
+
+@pytest.fixture
+def made_envs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The tiny environment in place of the simulators; number and seed of each one made."""
+    return tiny_run.patch_envs(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("backend", "observation", "shown"),
+    [
+        ("envpool", "vector", {"vector"}),
+        ("envpool", "pixels", {"image"}),
+        ("envpool", "both", {"image", "vector"}),
+        ("dm_control", "vector", {"vector"}),
+        ("dm_control", "pixels", {"image"}),
+    ],
+)
+def test_environment_is_the_simulator_asked_for_and_shows_what_is_asked_for(
+    backend: str, observation: str, shown: set[str]
+) -> None:
+    env = make("pendulum_swingup", observation=observation, backend=backend)
+    assert type(env) is test_simulators.BACKENDS[backend]
+    assert set(env.observation_spec) == set(env.reset().observation) == shown
+    env.close()
+
+
+def test_image_size_can_be_no_other() -> None:
+    with pytest.raises(ConfigError, match="image_size must be 64, got 32"):
+        EnvConfig(image_size=32)
+
+
+@pytest.mark.usefixtures("made_envs")
+@pytest.mark.parametrize("repeat", [1, 3])
+def test_action_repeat_counts_in_the_steps_of_a_run(tmp_path: Path, repeat: int) -> None:
+    with start(tiny_run.config(env={"action_repeat": repeat}, env_steps=60), tmp_path) as run:
+        while not run.finished():
+            run.collect()
+        assert (run.env_steps, run.counters.policy_steps) == (60, 60 // repeat)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_num_envs_act_side_by_side(
+    tmp_path: Path, made_envs: list[tuple[int, int]], number: int
+) -> None:
+    with start(tiny_run.config(env={"num_envs": number}), tmp_path) as run:
+        run.collect()
+        assert run.counters.policy_steps == number
+        assert len(run.replay) == 2 * number
+        run.measure_random_policy()
+    assert [made for made, _ in made_envs] == [number] * 2
+
+
+@pytest.mark.usefixtures("made_envs")
+@pytest.mark.parametrize("capacity", [40, 60])
+def test_capacity_is_how_many_steps_are_kept(tmp_path: Path, capacity: int) -> None:
+    with start(tiny_run.config(replay={"capacity_steps": capacity}), tmp_path) as run:
+        for _ in range(40):
+            run.collect()
+        assert (len(run.replay), run.replay.steps_added) == (capacity, 82)
+
+
+@pytest.mark.usefixtures("made_envs")
+@pytest.mark.parametrize("sizes", [(3, 5), (4, 7)])
+def test_batches_are_of_the_sizes_asked_for(tmp_path: Path, sizes: tuple[int, int]) -> None:
+    replay = {"batch_size": sizes[0], "batch_length": sizes[1]}
+    with start(tiny_run.config(replay=replay, train_ratio=5.0), tmp_path) as run:
+        step(run, 20)
+        assert run.batches.next()["vector"].shape == (*sizes, 3)
+        # Larger batches make for fewer updates.
+        owed = run.counters.learning_policy_steps * 5.0 / (sizes[0] * sizes[1])
+        assert run.agent.updates + run.counters.update_credit == pytest.approx(owed)
+
+
+@pytest.mark.usefixtures("made_envs")
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_batches_ahead_are_under_way(tmp_path: Path, ahead: int) -> None:
+    with start(tiny_run.config(replay={"batches_ahead": ahead}), tmp_path) as run:
+        step(run, 12)
+        run.batches.next()
+        assert len(run.batches.under_way()) == ahead
+
+
+@pytest.mark.usefixtures("made_envs")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_gather_threads_copy_a_batch(tmp_path: Path, threads: int) -> None:
+    tasks = Path("/proc/self/task")
+    with start(tiny_run.config(replay={"gather_threads": threads}), tmp_path) as run:
+        for _ in range(20):
+            run.collect()
+        copier = threading.Thread(target=sample_until, args=(run, done := threading.Event()))
+        before = len(list(tasks.iterdir()))
+        copier.start()
+        most, until = 0, time.monotonic() + (PATIENCE_SECONDS if threads > 1 else 1)
+        while most < threads and time.monotonic() < until:
+            most = max(most, len(list(tasks.iterdir())) - before)
+        done.set()
+        copier.join()
+    assert most == threads
+
+
+def sample_until(run: Trainer, done: threading.Event) -> None:
+    """Draws batches of some 8 MB, each worth several threads."""
+    while not done.is_set():
+        run.replay.sample(20_000, 16)
+
+
+@pytest.mark.usefixtures("made_envs")
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+def test_storage_is_where_the_replay_lies(tmp_path: Path, storage: str) -> None:
+    with start(tiny_run.config(replay={"storage": storage}), tmp_path) as run:
+        step(run, 12)
+        run.save()
+        assert any((tmp_path / "replay").glob("segment-*")) == (storage == "disk")
+    saved = checkpoint.load(tmp_path / "checkpoint")
+    assert ("replay" in saved) == (storage == "memory")
+
+
+@pytest.mark.usefixtures("made_envs")
+def test_flushes_come_as_often_as_they_are_asked_for(tmp_path: Path) -> None:
+    often, never = (
+        tiny_run.config(replay={"storage": "disk", "flush_every_seconds": seconds})
+        for seconds in (0.01, 1e6)
+    )
+    with start(never, tmp_path / "never") as one, start(often, tmp_path / "often") as other:
+        for run in (one, other):
+            run.collect()
+        until = time.monotonic() + PATIENCE_SECONDS
+        while not any((tmp_path / "often" / "replay").glob("segment-*")):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert not any((tmp_path / "never" / "replay").glob("segment-*"))
+
+
+SHOWN = {
+    "env.task": test_tasks.test_every_task_is_made_by_envpool_with_dm_controls_vector,
+    "env.observation": (test_environment_is_the_simulator_asked_for_and_shows_what_is_asked_for),
+    "env.action_repeat": (
+        test_simulators.test_a_policy_step_is_its_simulator_steps_with_rewards_added,
+        test_action_repeat_counts_in_the_steps_of_a_run,
+    ),
+    "env.num_envs": test_num_envs_act_side_by_side,
+    "env.image_size": test_image_size_can_be_no_other,
+    "env.camera": test_simulators.test_images_are_of_the_present_state_and_the_camera_asked_for,
+    "env.backend": (test_environment_is_the_simulator_asked_for_and_shows_what_is_asked_for),
+    "env.render_profile": (
+        test_backends_agree.test_profiles_change_what_is_seen,
+        test_backends_agree.test_backends_draw_the_same_in_every_profile,
+    ),
+    "env.simulator_threads": (
+        test_envpool_env.test_envpool_env_gives_the_same_on_any_number_of_threads
+    ),
+    "replay.capacity_steps": test_capacity_is_how_many_steps_are_kept,
+    "replay.batch_size": test_batches_are_of_the_sizes_asked_for,
+    "replay.batch_length": test_batches_are_of_the_sizes_asked_for,
+    "replay.gather_threads": test_gather_threads_copy_a_batch,
+    "replay.batches_ahead": test_batches_ahead_are_under_way,
+    "replay.storage": test_storage_is_where_the_replay_lies,
+    "replay.flush_every_seconds": test_flushes_come_as_often_as_they_are_asked_for,
+}
+"""The test that shows two values of a setting to make for other runs."""
