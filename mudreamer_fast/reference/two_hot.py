@@ -29,7 +29,8 @@ def two_hot_loss(logits: Tensor, target: Tensor) -> Tensor:
     position = (symlog(target.detach()).clamp(-LIMIT, LIMIT) + LIMIT) * (last / (2 * LIMIT))
     below = position.floor().clamp(max=last - 1)
     weight = (position - below).unsqueeze(-1)
-    index = below.long().unsqueeze(-1)
+    # NaN would be no index; the mass carries it on.
+    index = below.long().clamp(min=0).unsqueeze(-1)
     pair = logits.gather(-1, torch.cat([index, index + 1], dim=-1))
     mass = torch.cat([1.0 - weight, weight], dim=-1)
     return logits.logsumexp(-1) - (mass * pair).sum(-1)

@@ -51,6 +51,13 @@ def test_two_hot_loss_equals_the_cross_entropy_to_a_built_vector(bins: int) -> N
     assert_close(two_hot_loss(logits, torch.tensor(targets, dtype=F64)), expected, HAND)
 
 
+def test_two_hot_loss_of_a_target_that_is_no_number_is_none_and_leaves_others_alone() -> None:
+    targets = torch.tensor([math.exp(5) - 1, math.nan], dtype=F64)
+    loss = two_hot_loss(LOGITS.expand(2, 5), targets)
+    assert loss[0].item() == pytest.approx(-0.5 * math.log(0.3) - 0.5 * math.log(0.15), abs=1e-12)
+    assert loss[1].isnan()
+
+
 def test_two_hot_mean_matches_hand_worked_numbers() -> None:
     # -2 - 2 + 0 + 1.5 + 5 = 2.5 in symlog space.
     assert two_hot_mean(LOGITS).item() == pytest.approx(math.exp(2.5) - 1, rel=1e-13)
