@@ -13,7 +13,7 @@ from mudreamer_fast.agent import Agent
 from mudreamer_fast.envs.vector_env import ActionSpec
 from mudreamer_fast.machine import SeedUse, derived_seed
 from tests import tiny
-from tests.tolerances import ALIKE, OVERFIT_RATIO, REORDERED, assert_close
+from tests.tolerances import ALIKE, LEARNED_ALIKE, OVERFIT_RATIO, REORDERED, assert_close
 
 CPU = torch.device("cpu")
 SEEN = {
@@ -393,25 +393,41 @@ def assert_backends_learn_alike(
     horizon: int = 3,
     **sizes: int,
 ) -> None:
-    """Every metric of every update, from the same seed, weights, batches and noise."""
+    """Every metric of every update and all that was learned in them, from the same beginnings."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     metrics: dict[str, list[dict[str, float]]] = {}
+    before: dict[str, Any] = {}
+    after: dict[str, dict[str, Any]] = {}
     for name in ("reference", "fused"):
         behaviour = {"actor_gradient": gradient, "horizon": horizon}
         settings = tiny.config(model, behaviour)
         settings = replace(settings, train=replace(settings.train, backend=name))
         agent = Agent(settings, SEEN["vector"], ACTIONS[action], device)
         assert agent.backend == name
+        before = flat(agent.state_dict())
         metrics[name] = [
             agent.update(made_batch(action=ACTIONS[action], seed=seed, **sizes))
             for seed in range(updates)
         ]
+        after[name] = flat(agent.state_dict())
     for step, (fused, reference) in enumerate(
         zip(metrics["fused"], metrics["reference"], strict=True)
     ):
         for metric, value in reference.items():
             limit = ALIKE.absolute + ALIKE.relative * abs(value)
             assert abs(fused[metric] - value) <= limit, f"{metric} of update {step}"
+    assert after["fused"].keys() == after["reference"].keys()
+    for name, expected in after["reference"].items():
+        found = after["fused"][name]
+        if not isinstance(expected, Tensor) or not expected.is_floating_point():
+            assert (
+                torch.equal(found, expected) if isinstance(expected, Tensor) else found == expected
+            )
+            continue
+        # From where it began: what was learned is small beside the weights.
+        start = before.get(name, torch.zeros_like(expected)).double()
+        learned, difference = (expected - start).norm().item(), (found - expected).norm().item()
+        assert difference <= LEARNED_ALIKE * learned, name
 
 
 @pytest.mark.parametrize(

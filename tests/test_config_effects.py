@@ -89,6 +89,14 @@ EFFECTS = [
         "behaviour.discount", (0.997, 0.9), ACTING | BELIEF | {"value"}, frozenset({"scale"}),
     ),
     Effect("behaviour.lam", (0.95, 0.5), ACTING | BELIEF | {"value"}, frozenset({"scale"})),
+    # Alone in the behaviour, where the world model learns from no values.
+    Effect(
+        "behaviour.discount", (0.997, 0.9), ACTING, frozenset({"scale"}),
+        {"model.prediction_scale": 0.0},
+    ),
+    Effect(
+        "behaviour.lam", (0.95, 0.5), ACTING, frozenset({"scale"}), {"model.prediction_scale": 0.0}
+    ),
     Effect("behaviour.actor_gradient", ("dynamics", "reinforce"), frozenset({"actor"})),
     Effect("behaviour.entropy_scale", (3e-4, 3e-3), frozenset({"actor"})),
     Effect("behaviour.return_decay", (0.9, 0.5), frozenset({"actor"}), frozenset({"scale"})),
