@@ -17,6 +17,9 @@ DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else
 NOISE = ("uniforms", "uniforms of actions", "noise")
 """Inputs that no operation needs a gradient of."""
 
+VANISHED = 1e-12
+"""What float64 may leave of a zero."""
+
 Inputs = Mapping[str, Tensor]
 Operation = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
 
@@ -86,6 +89,36 @@ def relative_error(actual: Tensor, truth: Tensor) -> float:
     return difference / max(truth.norm().item(), 1e-30)
 
 
+def largest(x: Tensor) -> float:
+    """The largest size of any element, NaN where one is NaN."""
+    return x.abs().max().item() if x.numel() else 0.0
+
+
+def disagreement(
+    actual: Tensor, truth: Tensor, theirs: float, limit: float, floor: float
+) -> str | None:
+    """What is wrong with a tensor, if anything.
+
+    Args:
+        actual: what a kernel gave.
+        truth: in float64.
+        theirs: the largest error of the reference.
+        limit: of the relative error of the whole.
+        floor: error of an element that is never too large, as a share of the largest element;
+            as it is, where the truth is zero.
+    """
+    if not torch.isfinite(actual).all():
+        return "has elements that are not finite"
+    ours, scale = largest(actual.cpu().double() - truth), largest(truth)
+    floor *= scale if scale > VANISHED else 1.0
+    error = relative_error(actual, truth)
+    if error > limit and ours > floor:
+        return f"relative error {error:.2e} above {limit:.0e}"
+    if ours > 2 * theirs + floor:
+        return f"largest error {ours:.2e}, the reference's {theirs:.2e}"
+    return None
+
+
 def assert_agrees(
     fused: Operation,
     reference: Operation,
@@ -111,19 +144,12 @@ def assert_agrees(
     problems = []
     for name, expected in truth.items():
         assert actual[name].shape == expected.shape, name
-        assert torch.isfinite(actual[name]).all(), f"{name} has elements that are not finite"
-        error = relative_error(actual[name], expected)
         limit = limits.gradient if name.startswith("grad ") else limits.output
-        ours = (
-            (actual[name].cpu().double() - expected).abs().max().item() if expected.numel() else 0
-        )
-        theirs = (own[name].cpu().double() - expected).abs().max().item() if expected.numel() else 0
-        scale = expected.abs().max().item() if expected.numel() else 0
-        allowed = 2 * theirs + limits.floor * max(scale, 1.0)
-        if error > limit and ours > limits.floor:
-            problems.append(f"{name}: relative error {error:.2e} above {limit:.0e}")
-        if ours > allowed:
-            problems.append(f"{name}: largest error {ours:.2e}, the reference's {theirs:.2e}")
+        theirs = largest(own[name].cpu().double() - expected)
+        found = disagreement(actual[name], expected, theirs, limit, limits.floor)
+        problems += [f"{name}: {found}"] if found else []
+        nothing = disagreement(torch.zeros_like(expected), expected, theirs, limit, limits.floor)
+        assert nothing or largest(expected) < VANISHED, f"{name}: zeros would pass"
     assert not problems, "; ".join(problems)
 
 
