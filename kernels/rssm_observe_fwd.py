@@ -470,18 +470,19 @@ def rssm_observe_persistent_fwd_kernel(
                 o_tile = (i_step + i_row)[:, None] * HIDDEN + o_col[None, :]
                 b_x = tl.load(p_hidden_pre + o_tile, mask=m_tile, other=0.0).to(tl.float32)
                 b_mean = tl.sum(b_x, axis=0) / ROWS
-                b_x = tl.where(m_tile, b_x - b_mean[None, :], 0.0)
-                b_var = tl.sum(b_x * b_x, axis=0) / ROWS
+                b_apart = tl.where(m_tile, b_x - b_mean[None, :], 0.0)
+                b_var = tl.sum(b_apart * b_apart, axis=0) / ROWS
                 o_step = tl.full((), t, tl.int64) * HIDDEN + o_col
                 tl.store(p_means + o_step, b_mean.to(dtype), mask=m_col)
                 tl.store(p_variances + o_step, b_var.to(dtype), mask=m_col)
                 if NORM == "running":
                     b_running = tl.load(p_running_mean + o_col, mask=m_col, other=0.0)
-                    b_x += (b_mean - b_running.to(tl.float32))[None, :]
+                    # From x itself, so that no other row's share is added and taken away again.
+                    b_apart = b_x - b_running.to(tl.float32)[None, :]
                     b_var = tl.load(p_running_var + o_col, mask=m_col, other=1.0).to(tl.float32)
                 b_scale = tl.load(p_hidden_scale + o_col, mask=m_col, other=0.0).to(tl.float32)
                 b_shift = tl.load(p_hidden_shift + o_col, mask=m_col, other=0.0).to(tl.float32)
-                b_x = b_x * (b_scale / tl.sqrt(b_var + eps))[None, :] + b_shift[None, :]
+                b_x = b_apart * (b_scale / tl.sqrt(b_var + eps))[None, :] + b_shift[None, :]
                 tl.store(p_acts + o_tile, (b_x * tl.sigmoid(b_x)).to(dtype), mask=m_tile)
             tile += programs
         met += programs
