@@ -1,43 +1,44 @@
-"""Runs the programs of one launch side by side on the CPU: a process each, over shared memory.
+"""Runs the programs of one launch in turns on the CPU: a process each, over shared memory.
 
 Triton's interpreter runs one program after another, and so never gets past a barrier between them.
-Here every program is interpreted in a process of its own, so that they wait for one another as they
-do on a GPU, and what one reads before another has written it shows.
+Here every program is interpreted in a process of its own. One runs at a time, until it looks at the
+barrier's counter; a schedule says which goes on. Nothing depends on how fast they run: what one
+reads before another has written it is the same each time.
 """
 
 from __future__ import annotations
 
 import mmap
 import multiprocessing
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 from torch import Tensor
 from triton.runtime import interpreter
 
-STORE_SECONDS = 0.02
-"""How long the slow program waits before it stores anything."""
-WAIT_SECONDS = 0.0005
-"""How long a program lets others run between two looks at what it waits for."""
+PATIENCE_SECONDS = 600.0
+"""For a program that neither ends nor looks, and so has failed."""
+
+Schedule = Callable[[Sequence[int]], int]
+"""Picks whose turn it is, of the programs that can go on. `min` lets the first run ahead."""
 
 
-class SideBySide:
+class InTurns:
     """Stands in for a kernel, whatever grid it is launched with.
 
     Args:
         kernel: to be launched.
         programs: how many to run.
-        slow: the one that stores late; None lets all run as they can.
-        timeout_seconds: after which a launch that has not ended is given up.
+        schedule: their order.
+
+    Raises:
+        RuntimeError: at a launch whose programs all wait for one another.
     """
 
-    def __init__(
-        self, kernel: Any, programs: int, slow: int | None = None, timeout_seconds: float = 60.0
-    ) -> None:
-        self._kernel, self._programs, self._slow = kernel, programs, slow
-        self._timeout = timeout_seconds
+    def __init__(self, kernel: Any, programs: int, schedule: Schedule = min) -> None:
+        self._kernel, self._programs, self._schedule = kernel, programs, schedule
         self.launches = 0
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
@@ -47,26 +48,59 @@ class SideBySide:
         self.launches += 1
         shared: dict[int, tuple[Tensor, Tensor]] = {}
         moved = [_share(arg, shared) if isinstance(arg, Tensor) else arg for arg in args]
-        fork = multiprocessing.get_context("fork")
-        processes = [
-            fork.Process(
-                target=_run, args=(self._kernel, i, self._programs, i == self._slow, moved, kwargs)
-            )
-            for i in range(self._programs)
+        programs = [
+            _Program(self._kernel, i, self._programs, moved, kwargs) for i in range(self._programs)
         ]
-        for process in processes:
-            process.start()
-        deadline = time.monotonic() + self._timeout
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        codes = [process.exitcode for process in processes]
-        for process in processes:
-            process.kill()
-            process.join()
-        if codes != [0] * self._programs:
-            raise RuntimeError(f"programs ended with {codes}; None is one that did not end")
+        try:
+            _take_turns(programs, self._schedule)
+        finally:
+            for program in programs:
+                program.end()
         for original, copy in shared.values():
             original.copy_(copy)
+
+
+class _Program:
+    """A process that interprets one program while it has the turn."""
+
+    def __init__(self, kernel: Any, index: int, programs: int, args: Any, kwargs: Any) -> None:
+        fork = multiprocessing.get_context("fork")
+        self._turn, turn = fork.Pipe()
+        self._process = fork.Process(
+            target=_run, args=(kernel, index, programs, args, kwargs, turn, self._turn), daemon=True
+        )
+        self._process.start()
+        turn.close()  # the process has it alone, and its end is seen here
+
+    def go_on(self) -> tuple[int, bool]:
+        """Let it run until it looks; how often it arrived, and whether it ended instead."""
+        self._turn.send(None)
+        if not self._turn.poll(PATIENCE_SECONDS):
+            raise RuntimeError("a program neither ends nor looks at the barrier")
+        arrived, ended = self._turn.recv()
+        return arrived, ended
+
+    def end(self) -> None:
+        """End the process wherever it is."""
+        self._process.kill()
+        self._process.join()
+        self._turn.close()
+
+
+def _take_turns(programs: Sequence[_Program], schedule: Schedule) -> None:
+    """Run one at a time until all have ended; none looks twice at the same number of arrivals."""
+    arrivals = 0
+    seen: dict[int, int] = dict.fromkeys(range(len(programs)), -1)
+    while seen:
+        able = [i for i, number in seen.items() if number != arrivals]
+        if not able:
+            raise RuntimeError(f"programs {list(seen)} wait for one another")
+        i = schedule(able)
+        seen[i] = arrivals
+        arrived, ended = programs[i].go_on()
+        arrivals += arrived
+        if ended:
+            del seen[i]
 
 
 def _share(tensor: Tensor, shared: dict[int, tuple[Tensor, Tensor]]) -> Tensor:
@@ -82,24 +116,29 @@ def _share(tensor: Tensor, shared: dict[int, tuple[Tensor, Tensor]]) -> Tensor:
     return copy.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
-def _run(kernel: Any, index: int, programs: int, slow: bool, args: Any, kwargs: Any) -> None:
+def _run(
+    kernel: Any, index: int, programs: int, args: Any, kwargs: Any, turn: Connection,
+    others_end: Connection,
+) -> None:  # fmt: skip
     """Interpret one program, as if it were one of many."""
+    others_end.close()  # so that this process ends when the one that gives turns does
     builder = interpreter.interpreter_builder
-    place, size, store = builder.set_grid_idx, builder.set_grid_dim, builder.create_masked_store
-    look = builder.create_atomic_rmw
+    place, size, add = builder.set_grid_idx, builder.set_grid_dim, builder.create_atomic_rmw
+    arrived = 0
 
-    def look_and_wait(*given: Any) -> Any:
-        found = look(*given)
-        time.sleep(WAIT_SECONDS)
-        return found
+    def add_in_turn(operation: Any, pointer: Any, number: Any, *rest: Any) -> Any:
+        nonlocal arrived
+        if number.data.any():
+            arrived += 1
+        else:
+            turn.send((arrived, False))
+            turn.recv()
+            arrived = 0
+        return add(operation, pointer, number, *rest)
 
-    def store_late(*given: Any) -> Any:
-        time.sleep(STORE_SECONDS)
-        return store(*given)
-
-    builder.create_atomic_rmw = look_and_wait
+    builder.create_atomic_rmw = add_in_turn
     builder.set_grid_idx = lambda x, y, z: place(index, y, z)
     builder.set_grid_dim = lambda x, y, z: size(programs, y, z)
-    if slow:
-        builder.create_masked_store = store_late
+    turn.recv()
     kernel[(1,)](*args, **kwargs)
+    turn.send((arrived, True))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,13 +13,19 @@ import torch
 from torch import Tensor
 
 from mudreamer_fast import kernels
+from mudreamer_fast.kernels import barrier
 from tests.kernels import test_rssm_observe as sequences
 from tests.kernels.agreement import DEVICE, evaluate
-from tests.kernels.programs import SideBySide
+from tests.kernels.programs import InTurns, Schedule
 
-PROGRAMS = 4
+PROGRAMS = 3
 PASSES = ["fwd", "bwd"]
 BARRIERS = 5
+ORDERS: dict[str, list[Schedule]] = {
+    "batch": [max, random.Random(0).choice],
+    "running": [min],
+    "layer": [random.Random(1).choice],
+}
 
 interpreted = pytest.mark.skipif(DEVICE.type == "cuda", reason="the kernels run on a GPU")
 
@@ -32,8 +40,8 @@ def kernel_name(direction: str) -> str:
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
-    """Sequences of a model whose columns four programs share out, the last tiles cut short."""
-    for name, size in {"DETER": 27, "HIDDEN": 20, "GROUPS": 4}.items():
+    """Sequences of a model whose columns three programs share out, the last tiles cut short."""
+    for name, size in {"DETER": 11, "HIDDEN": 12, "GROUPS": 3}.items():
         monkeypatch.setattr(sequences, name, size)
     return sequences.inputs(3, 2)
 
@@ -44,29 +52,52 @@ def found(given: dict[str, Tensor], norm: str = "batch") -> dict[str, Tensor]:
     return evaluate(lambda given: sequences.call(op, given, norm), given, torch.float32, DEVICE)
 
 
-def side_by_side(
-    monkeypatch: pytest.MonkeyPatch, direction: str, kernel: Any, slow: int | None = None
-) -> SideBySide:
+def one_pass(given: dict[str, Tensor], direction: str) -> Callable[[], dict[str, Tensor]]:
+    """Runs one pass, however often; what is before it has been run by one program alone."""
+    leaves = {
+        name: t.detach().float().requires_grad_(name.startswith("model."))
+        if t.is_floating_point()
+        else t
+        for name, t in given.items()
+    }
+    forward = lambda: sequences.call(kernels.rssm_observe_persistent, leaves, "batch")  # noqa: E731
+    if direction == "fwd":
+        return forward
+    out = forward()
+    loss = sum(out[name].square().sum() for name in ("deter", "posterior", "previous_stoch"))
+    weights = {name: leaf for name, leaf in leaves.items() if "prior" not in name[6:11]}
+    weights = {name: leaf for name, leaf in weights.items() if leaf.requires_grad}
+    return lambda: dict(
+        zip(weights, torch.autograd.grad(loss, [*weights.values()], retain_graph=True), strict=True)
+    )
+
+
+def in_turns(
+    monkeypatch: pytest.MonkeyPatch, direction: str, kernel: Any, schedule: Schedule = min
+) -> InTurns:
     """Have one pass run by processes."""
-    programs = SideBySide(kernel, PROGRAMS, slow)
+    programs = InTurns(kernel, PROGRAMS, schedule)
     monkeypatch.setattr(module(direction), kernel_name(direction), programs)
     return programs
 
 
+def different(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
+    """What is not the same to the bit."""
+    assert first.keys() == second.keys()
+    return [name for name in first if not torch.equal(first[name], second[name])]
+
+
 @interpreted
 @pytest.mark.parametrize("norm", sequences.NORMS)
-def test_programs_side_by_side_do_what_one_alone_does(
+def test_programs_do_what_one_alone_does_in_any_order(
     given: dict[str, Tensor], norm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = found(given, norm)
-    runs = []
-    for direction in PASSES:
-        kernel = getattr(module(direction), kernel_name(direction))
-        runs.append(side_by_side(monkeypatch, direction, kernel, slow=1))
-    together = found(given, norm)
-    assert [run.launches for run in runs] == [1, 1]
-    assert alone.keys() == together.keys()
-    assert [name for name in alone if not torch.equal(alone[name], together[name])] == []
+    kernels = {name: getattr(module(name), kernel_name(name)) for name in PASSES}
+    for schedule in ORDERS[norm]:
+        runs = [in_turns(monkeypatch, name, kernels[name], schedule) for name in PASSES]
+        assert different(alone, found(given, norm)) == []
+        assert [run.launches for run in runs] == [1, 1]
 
 
 @interpreted
@@ -78,7 +109,7 @@ def test_programs_that_keep_their_weights_agree(
     monkeypatch.setattr(forward, "KEPT_DTYPES", (torch.float32,))
     monkeypatch.setattr(forward, "programs", lambda wanted, device: wanted)
     kernel = forward.rssm_observe_persistent_fwd_kernel
-    side_by_side(monkeypatch, "fwd", Keeping(kernel))
+    in_turns(monkeypatch, "fwd", Keeping(kernel))
     sequences.agree(kernels.rssm_observe_persistent, given, norm)
 
 
@@ -96,38 +127,84 @@ class Keeping:
         return launch
 
 
-def without_barrier(direction: str, which: int, folder: Path) -> Any:
-    """The kernel without one of its barriers."""
-    source = Path(module(direction).__file__ or "").read_text()
-    barrier = "        met += programs\n        wait_for_all(p_arrived, met)\n"
-    parts = source.split(barrier)
-    assert len(parts) == BARRIERS + 1
-    barriers = [barrier] * BARRIERS
-    barriers[which] = ""
-    path = folder / f"without_{direction}_{which}.py"
-    path.write_text("".join(a + b for a, b in zip(parts, [*barriers, ""], strict=True)))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    changed = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = changed
-    spec.loader.exec_module(changed)
-    return getattr(changed, kernel_name(direction))
+class Skipping:
+    """A barrier that every step passes by at one of its places."""
+
+    def __init__(self, which: int) -> None:
+        self._which, self._calls, self._skipped = which, 0, 0
+
+    def __call__(self, p_arrived: Any, target: Any) -> None:
+        here, self._calls = self._calls % BARRIERS, self._calls + 1
+        if here == self._which:
+            self._skipped += 1
+        else:
+            barrier.wait_for_all(p_arrived, target - self._skipped * PROGRAMS)
 
 
 @interpreted
 @pytest.mark.parametrize("direction", PASSES)
 def test_without_any_one_barrier_the_results_differ(
-    given: dict[str, Tensor], direction: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    given: dict[str, Tensor], direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = found(given)
+    assert source(module(direction)).count("wait_for_all(p_arrived, met)") == BARRIERS
+    run = one_pass(given, direction)
+    alone = run()
+    programs = in_turns(monkeypatch, direction, getattr(module(direction), kernel_name(direction)))
     caught = []
     for which in range(BARRIERS):
-        side_by_side(monkeypatch, direction, without_barrier(direction, which, tmp_path), slow=0)
-        together = found(given)
-        if any(not torch.equal(alone[name], together[name]) for name in alone):
+        monkeypatch.setattr(module(direction), "wait_for_all", Skipping(which))
+        if different(alone, run()):
             caught.append(which)
     assert caught == list(range(BARRIERS))
+    assert programs.launches == BARRIERS
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("wait", "worse"),
+    [
+        ("while arrived < target", "while arrived < target - 1"),
+        ("while arrived < target", "if arrived < target"),
+    ],
+)
+def test_with_a_barrier_that_lets_some_through_early_the_results_differ(
+    given: dict[str, Tensor], wait: str, worse: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = one_pass(given, "fwd")
+    alone = run()
+    use_barrier(wait, worse, monkeypatch, tmp_path)
+    assert different(alone, run())
+
+
+@interpreted
+def test_with_a_barrier_that_waits_for_a_number_that_may_have_passed_programs_never_end(
+    given: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = one_pass(given, "fwd")
+    use_barrier("arrived < target", "arrived != target", monkeypatch, tmp_path)
+    with pytest.raises(RuntimeError, match="wait for one another"):
+        run()
+
+
+def use_barrier(wait: str, other: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Have the forward pass run in turns, with a barrier that waits otherwise."""
+    text = source(barrier)
+    assert text.count(wait) == 1
+    path = folder / "other_barrier.py"
+    path.write_text(text.replace(wait, other))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, made)
+    spec.loader.exec_module(made)
+    forward = module("fwd")
+    monkeypatch.setattr(forward, "wait_for_all", made.wait_for_all)
+    in_turns(monkeypatch, "fwd", forward.rssm_observe_persistent_fwd_kernel)
+
+
+def source(of: ModuleType) -> str:
+    return Path(of.__file__ or "").read_text()
 
 
 @pytest.mark.gpu
