@@ -19,7 +19,7 @@ from tests.tolerances import DRAWN_STD
 
 SEEN = {"image": tiny.IMAGE, "vector": tiny.VECTOR}
 ACTIONS = {"continuous": tiny.CONTINUOUS, "discrete": tiny.DISCRETE}
-MODES = ("sample", "eval")
+MODES = ("sample", "mode")
 ROWS = 3
 
 
@@ -111,7 +111,7 @@ def test_a_copy_that_follows_in_weights_alone_would_act_otherwise() -> None:
     copy = agent.acting.apart()
     for name, buffer in copy._parts.named_buffers():
         buffer.fill_(1.0 if name.endswith("var") else 0.0)
-    assert not np.array_equal(act(copy, "eval", rows=64)[0], act(agent.acting, "eval", rows=64)[0])
+    assert not np.array_equal(act(copy, "mode", rows=64)[0], act(agent.acting, "mode", rows=64)[0])
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -136,7 +136,7 @@ def test_latents_are_drawn_in_either_mode(mode: str) -> None:
 @pytest.mark.parametrize("action", ACTIONS)
 def test_evaluation_takes_the_mode_of_the_policy_in_the_state_it_believes(action: str) -> None:
     agent = made_agent(action)
-    given, state = act(agent.acting, "eval")
+    given, state = act(agent.acting, "mode")
     mode = agent.behaviour.actor(features(state.deter, state.stoch)).mode.detach().numpy()
     np.testing.assert_array_equal(given, mode)
 
