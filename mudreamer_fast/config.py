@@ -331,7 +331,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
         Config(env=EnvConfig(observation="vector")),
     ),
     "quick": (
-        "A small model that learns cheetah run from pixels on two CPU cores in 15 minutes.",
+        "A small model that learns from pixels on two CPU cores in a quarter of an hour.",
         Config(
             env=EnvConfig(task="dmc/cheetah_run", action_repeat=4, render_profile="light"),
             model=ModelConfig(
@@ -355,7 +355,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
             ),
             replay=ReplayConfig(capacity_steps=100_000, batch_size=8, batch_length=16),
             train=TrainConfig(
-                env_steps=800_000,
+                env_steps=200_000,
                 prefill_steps=1_000,
                 train_ratio=8.0,
                 eval_every_env_steps=50_000,
