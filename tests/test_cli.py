@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mudreamer_fast import checkpoint, cli, scoring, train, trainer
 from mudreamer_fast.cli import main
 from mudreamer_fast.config import PRESETS, Config
+from mudreamer_fast.evaluate import VIDEO_SIZE
 from mudreamer_fast.run_folder import read_config, write_config
 from tests import tiny_run
 
@@ -229,7 +231,10 @@ def test_evaluate_repeats_the_runs_own_score_and_films_it(
     out = capsys.readouterr().out
     assert table[0] in out
     assert "random policy" in out
-    assert video.stat().st_size > 0
+    film = Image.open(video)
+    assert film.size == (VIDEO_SIZE, VIDEO_SIZE)
+    # The light moves, though not at every step: frames that are alike become one.
+    assert 1 < film.n_frames <= tiny_run.EPISODE_STEPS + 1
     assert main(["evaluate", str(folder), "--episodes", "5", "--seed", "77"]) == 0
     (line,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith("agent, ")]
     assert line.split()[-1] == "5"

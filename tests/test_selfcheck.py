@@ -52,7 +52,7 @@ def test_fused_operations_agree_with_the_reference() -> None:
 def test_limits_are_those_of_the_kernels_own_tests() -> None:
     limits = FUSED[torch.float32]
     assert (limits.output, limits.gradient) == (selfcheck.OUTPUT_LIMIT, selfcheck.GRADIENT_LIMIT)
-    assert limits.floor == selfcheck.ROUNDING
+    assert limits.floor >= selfcheck.ROUNDING  # of numbers of order one
 
 
 def test_reference_in_float32_agrees_with_itself() -> None:

@@ -1,4 +1,4 @@
-"""What a step, a batch and a saved replay are made of, shared by the buffer and its twin."""
+"""What a step, a batch and a saved replay are made of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The replay buffer in plain NumPy: slow, obvious, and the oracle of its tests."""
+"""The replay buffer in plain NumPy: slow, obvious, and the oracle of its tests.
+
+It shares no code with the buffer, so that what is wrong there is not wrong here as well.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mudreamer_fast.replay.batch import (
-    HANDLE,
-    MAX_UINT64,
-    Batch,
-    FieldLike,
-    Layout,
-    check_handles,
-    check_sizes,
-    make_layout,
-    unpack_state,
-)
+Batch = dict[str, NDArray[Any]]
+MAX_UINT64 = 2**64 - 1
+HANDLE = "handle"
 
 
 class SplitMix64:
@@ -64,67 +59,77 @@ class NumpyReplay:
 
     def __init__(
         self,
-        fields: Mapping[str, FieldLike],
+        fields: Mapping[str, Any],
         capacity_steps: int,
         num_streams: int,
         seed: int,
         threads: int = 1,
     ) -> None:
-        self._layout: Layout = make_layout(fields, capacity_steps, num_streams, seed, threads)
+        _check_positive(num_streams=num_streams, threads=threads)
+        if capacity_steps < num_streams:
+            raise ValueError(
+                f"capacity_steps must be at least num_streams ({num_streams}), got {capacity_steps}"
+            )
+        _check_uint64("seed", seed)
+        _check_fields(fields)
+        self._streams, self._capacity = num_streams, capacity_steps // num_streams
         self._generator = SplitMix64(seed)
-        self._columns = self._layout.empty(num_streams, self._layout.stream_capacity_steps)
+        self._columns = {
+            name: np.empty((num_streams, self._capacity, *field.shape), field.dtype)
+            for name, field in fields.items()
+        }
         self._cursor = 0
         self._steps = 0
         self._steps_added = 0
 
     def __len__(self) -> int:
         """Steps held, over all streams."""
-        return self._steps * self._layout.num_streams
+        return self._steps * self._streams
 
     @property
     def num_streams(self) -> int:
         """Environments stored side by side."""
-        return self._layout.num_streams
+        return self._streams
 
     @property
     def capacity_steps(self) -> int:
         """Steps that can be held, over all streams."""
-        return self._layout.stream_capacity_steps * self._layout.num_streams
+        return self._capacity * self._streams
 
     @property
     def steps_added(self) -> int:
         """Steps added so far over all streams, those overwritten since among them."""
-        return self._steps_added * self._layout.num_streams
+        return self._steps_added * self._streams
 
     @property
     def nbytes(self) -> int:
         """Bytes of the steps held."""
-        return len(self) * self._layout.step_bytes
+        return len(self) * self._step_bytes()
 
     @property
     def capacity_bytes(self) -> int:
         """Bytes of the steps held once the buffer is full."""
-        return self.capacity_steps * self._layout.step_bytes
+        return self.capacity_steps * self._step_bytes()
 
     def add(self, step: Mapping[str, NDArray[Any]]) -> None:
         """Copy in one step of every stream, over the oldest one where the buffer is full."""
-        self._check(step, self._layout.num_streams)
+        self._check(step, self._streams)
         self._append(step)
         self._steps_added += 1
 
     def can_sample(self, length: int) -> bool:
         """Whether some stream holds `length` steps in a row."""
-        check_sizes(length=length)
+        _check_positive(length=length)
         return self._steps >= length
 
     def sample(
         self, batch_size: int, length: int, out: Batch | None = None, handles: bool = False
     ) -> Batch:
         """Draw sequences, all windows of `length` steps of one stream being equally likely."""
-        check_sizes(batch_size=batch_size, length=length)
+        _check_positive(batch_size=batch_size, length=length)
         if out is not None:
             arrays = dict(out)
-            check_handles(arrays, handles, (batch_size, length))
+            _check_handles(arrays.pop(HANDLE, None), handles, (batch_size, length))
             self._check(arrays, batch_size, length)
             for name, array in arrays.items():
                 if not array.flags.writeable:
@@ -133,18 +138,23 @@ class NumpyReplay:
             raise RuntimeError(
                 f"no stream holds a window of {length} steps; the longest holds {self._steps}"
             )
-        batch = self._layout.empty(batch_size, length) if out is None else out
+        batch = out
+        if batch is None:
+            batch = {
+                name: np.empty((batch_size, length, *column.shape[2:]), column.dtype)
+                for name, column in self._columns.items()
+            }
         if handles and out is None:
             batch[HANDLE] = np.empty((batch_size, length), np.uint64)
         starts = self._steps - length + 1
         for row in range(batch_size):
-            stream, start = divmod(self._generator.below(self._layout.num_streams * starts), starts)
+            stream, start = divmod(self._generator.below(self._streams * starts), starts)
             slots = self._slots(start, length)
             for name, column in self._columns.items():
                 batch[name][row] = column[stream, slots]
             if handles:
                 steps = self._steps_added - self._steps + start + np.arange(length)
-                batch[HANDLE][row] = steps * self._layout.num_streams + stream
+                batch[HANDLE][row] = steps * self._streams + stream
         batch["is_first"][:, 0] = True
         return batch
 
@@ -158,7 +168,7 @@ class NumpyReplay:
         self, handle: NDArray[np.uint64], values: Mapping[str, NDArray[Any]]
     ) -> NDArray[np.bool_]:
         """Overwrite fields of sampled steps; says which were still held."""
-        steps, streams = np.divmod(handle, np.uint64(self._layout.num_streams))
+        steps, streams = np.divmod(handle, np.uint64(self._streams))
         unknown = handle[steps >= np.uint64(self._steps_added)]
         if unknown.size:
             raise IndexError(f"there is no step with the handle {unknown[0]}")
@@ -175,7 +185,7 @@ class NumpyReplay:
         slots = self._slots(0, self._steps)
         return {
             "fields": {name: column.take(slots, 1) for name, column in self._columns.items()},
-            "num_streams": self._layout.num_streams,
+            "num_streams": self._streams,
             "steps": self._steps,
             "steps_added": self._steps_added,
             "generator": self._generator.state,
@@ -183,43 +193,94 @@ class NumpyReplay:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved state; a buffer that cannot hold it all keeps the newest steps."""
-        contents, steps, steps_added, generator = unpack_state(state, self._layout.num_streams)
-        self._check(contents, self._layout.num_streams, steps)
+        _check_state(state, self._streams)
+        contents, steps = state["fields"], state["steps"]
+        self._check(contents, self._streams, steps)
         self._cursor = self._steps = 0
-        for index in range(max(0, steps - self._layout.stream_capacity_steps), steps):
+        for index in range(max(0, steps - self._capacity), steps):
             self._append({name: array[:, index] for name, array in contents.items()})
-        self._steps_added = steps_added
-        self._generator = SplitMix64(generator)
+        self._steps_added = state["steps_added"]
+        self._generator = SplitMix64(state["generator"])
+
+    def _step_bytes(self) -> int:
+        """Bytes of one step of one stream."""
+        return sum(column[0, 0].nbytes for column in self._columns.values())
 
     def _slots(self, start: int, length: int) -> NDArray[np.int64]:
         """Where steps [start, start + length) by age stand in the columns."""
-        capacity = self._layout.stream_capacity_steps
+        capacity = self._capacity
         oldest = self._cursor - self._steps
         return np.arange(oldest + start, oldest + start + length) % capacity
 
     def _append(self, step: Mapping[str, NDArray[Any]]) -> None:
         for name, column in self._columns.items():
             column[:, self._cursor] = step[name]
-        capacity = self._layout.stream_capacity_steps
+        capacity = self._capacity
         self._cursor = (self._cursor + 1) % capacity
         self._steps = min(self._steps + 1, capacity)
 
     def _check(self, arrays: Mapping[str, NDArray[Any]], *leading: int) -> None:
         """Raise ValueError unless the arrays are exactly (*leading, *shape) of every field."""
-        if arrays.keys() != self._layout.fields.keys():
+        if arrays.keys() != self._columns.keys():
             raise ValueError(
-                f"expected exactly the keys {', '.join(self._layout.fields)}, got {list(arrays)}"
+                f"expected exactly the keys {', '.join(self._columns)}, got {list(arrays)}"
             )
-        for name, field in self._layout.fields.items():
-            array, shape = arrays[name], (*leading, *field.shape)
+        for name, column in self._columns.items():
+            array, shape = arrays[name], (*leading, *column.shape[2:])
             if not isinstance(array, np.ndarray):
                 raise ValueError(f"{name!r} must be a numpy array, got {type(array)}")
-            if array.dtype != field.dtype or array.shape != shape:
+            if array.dtype != column.dtype or array.shape != shape:
                 raise ValueError(
-                    f"{name!r} must be {field.dtype} {shape}, got {array.dtype} {array.shape}"
+                    f"{name!r} must be {column.dtype} {shape}, got {array.dtype} {array.shape}"
                 )
             if not array.flags.c_contiguous:
                 raise ValueError(f"{name!r} must be C-contiguous")
+
+
+def _check_positive(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
+def _check_uint64(name: str, value: int) -> None:
+    if not 0 <= value <= MAX_UINT64:
+        raise ValueError(f"{name} must be in [0, 2^64), got {value}")
+
+
+def _check_fields(fields: Mapping[str, Any]) -> None:
+    for name, field in fields.items():
+        if any(extent <= 0 for extent in field.shape):
+            raise ValueError(f"{name!r} must have a shape of positive sizes, got {field.shape}")
+    if HANDLE in fields:
+        raise ValueError(f"no field may be called {HANDLE!r}: batches hold their handles there")
+    first = fields.get("is_first")
+    if first is None or first.dtype != np.bool_ or first.shape != ():
+        raise ValueError(f"fields must hold 'is_first', a boolean scalar, got {first}")
+
+
+def _check_handles(array: Any, handles: bool, shape: tuple[int, ...]) -> None:
+    if (array is not None) != handles:
+        raise ValueError(f"out must hold {HANDLE!r} if handles are asked for, and only then")
+    given = isinstance(array, np.ndarray) and (array.dtype, array.shape) == (np.uint64, shape)
+    if array is not None and not given:
+        raise ValueError(f"{HANDLE!r} must be an array of uint64 {shape}, got {array}")
+
+
+def _check_state(state: Mapping[str, Any], num_streams: int) -> None:
+    missing = {"fields", "num_streams", "steps", "steps_added", "generator"} - state.keys()
+    if missing:
+        raise ValueError(f"the replay state lacks {', '.join(sorted(missing))}")
+    if state["num_streams"] != num_streams:
+        raise ValueError(
+            f"the replay state holds {state['num_streams']} streams, the buffer {num_streams}"
+        )
+    for name in ("steps", "steps_added", "generator"):
+        _check_uint64(name, state[name])
+    if state["steps"] > state["steps_added"]:
+        raise ValueError(
+            f"the replay state holds {state['steps']} steps of {state['steps_added']} added"
+        )
 
 
 class NumpyBatches:

@@ -66,13 +66,18 @@ def test_image_encoder_is_four_strided_convolutions_of_scaled_pixels() -> None:
     assert_close(encoder({"image": image}), x.reshape(3, 2, -1), REORDERED)
 
 
-def test_vector_encoder_reads_the_symlog() -> None:
-    encoder = Encoder(tiny.model_config(layers=2), {"vector": (5,)})
+def test_vector_encoder_is_normed_layers_on_the_symlog() -> None:
+    encoder = Encoder(tiny.model_config(layers=2, norm_eps=0.1), {"vector": (5,)})
+    tiny.randomise(encoder)
     vector = 1e3 * torch.randn(3, 5)
-    compressed = torch.sign(vector) * torch.log1p(vector.abs())
-    x = compressed
+    x = torch.sign(vector) * torch.log1p(vector.abs())
     for weight, norm in zip(encoder.vector.weights, encoder.vector.norms, strict=True):
-        x = norm(x @ weight.T)
+        x = x @ weight.T
+        mean = x.mean(1, keepdim=True)
+        var = (x - mean).square().mean(1, keepdim=True)
+        y = (x - mean) / (var + 0.1).sqrt() * norm.weight + norm.bias
+        x = y * y.sigmoid()
+    assert x.shape == (3, 7)
     assert_close(encoder({"vector": vector}), x, REORDERED)
 
 

@@ -52,7 +52,13 @@ def test_size_s_parts_of_mudreamer_alone_are_built_like_those_it_shares() -> Non
     assert ours["action"] == ours["actor"] + 4 * 4 * 256 * 512
     # Nor does MuDreamer have DreamerV3's decoder, unless pictures are asked for.
     assert "decoder" not in ours
-    assert counts(ModelConfig(size="S", decoder=True))["decoder"] > 0
+    # It mirrors the encoder: from the model state to 4 x 4 pixels of 256 channels, and back to 3.
+    kernels = 16 * (256 * 128 + 128 * 64 + 64 * 32 + 32 * 3)
+    norms, biases = 2 * (128 + 64 + 32), 3
+    project = (512 + 32 * 32 + 1) * 4 * 4 * 256
+    assert counts(ModelConfig(size="S", decoder=True))["decoder"] == (
+        project + kernels + norms + biases
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
