@@ -1,0 +1,355 @@
+"""How much of the simulator's state a linear map can read from what an encoder makes of an image.
+
+`python -m bench.probe RUN... --out FILE` plays episodes with the random policy and with the first
+run's agent, and shows the same frames to the newest checkpoint of every run. A ridge regression
+from features to the state vector is fitted for each dimension on half of the episodes; its
+strength is chosen on a quarter, and R^2 measured on the last quarter. Features are the encoder's
+(x, of one image: velocities are not in it) and the model state's (h and z, after all images so
+far), as they are when the agent acts. A fresh agent with the first run's configuration, which has
+learned nothing, is measured beside the runs.
+
+Only the weights of a run are read: its code may have been another, as long as they still fit.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import tyro
+from torch import Tensor
+
+import mudreamer_fast
+from mudreamer_fast import checkpoint
+from mudreamer_fast.agent import Agent
+from mudreamer_fast.collect import random_policy
+from mudreamer_fast.config import Config, ConfigError, EnvConfig
+from mudreamer_fast.envs import Policy, VectorEnv, make_env
+from mudreamer_fast.envs.tasks import find_task
+from mudreamer_fast.machine import resolve_device, settle_arithmetic
+from mudreamer_fast.networks import features
+from mudreamer_fast.run_folder import RunFolder, read_config, write_json
+
+Floats = npt.NDArray[np.float64]
+
+STRENGTHS = 10.0 ** np.arange(-6, 5)
+"""Of the ridge, per frame, on features of unit variance."""
+FRAMES_AT_ONCE = 256
+DEAD = 1e-6
+"""Spread below which a column counts as constant."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Probe what encoders know of the simulator's state."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders with a checkpoint, all of one task."""
+    out: Path
+    """JSON to write."""
+    episodes: int = 16
+    """Episodes of the random policy, and as many of the first run's agent; a multiple of 4."""
+    seed: int = 0
+    """Of environments, actions and latents."""
+    device: str = "auto"
+    """As train.device."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ConfigError("name at least one run")
+        if self.episodes < 4 or self.episodes % 4:
+            raise ConfigError(f"episodes must be a multiple of 4, got {self.episodes}")
+
+
+class Recording(NamedTuple):
+    """E episodes of T steps, shorter ones followed by others that do not count."""
+
+    observation: dict[str, npt.NDArray[Any]]
+    """(E, T, *shape) by name; "vector" is the simulator's state."""
+    action: npt.NDArray[np.float32]
+    """(E, T, A), the action that led to each step."""
+    is_first: npt.NDArray[np.bool_]
+    """(E, T)."""
+    counts: npt.NDArray[np.bool_]
+    """(E, T), whether a step is of the row's first episode."""
+
+
+class Fit(NamedTuple):
+    """What a probe reads, for each dimension of the state."""
+
+    r2: Floats
+    """(S,), NaN where the state does not vary."""
+    strength: Floats
+    """(S,), of the ridge."""
+
+
+def record(env: VectorEnv, policy: Policy, state: Any) -> Recording:
+    """Play an episode in each environment and keep all of it."""
+    step, rows = env.reset(), []
+    action = np.zeros((env.num_envs, env.action_spec.size), np.float32)
+    counts = ended = np.zeros(env.num_envs, bool)
+    while True:
+        counts, ended = ~ended, ended | step.is_last
+        led = np.where(step.is_first[:, None], np.float32(0), action)
+        rows.append({**step.observation, "action": led, "first": step.is_first, "counts": counts})
+        if ended.all():
+            break
+        action, state = policy(step.observation, step.is_first, state)
+        step = env.step(action)
+    stacked = {name: np.stack([row[name] for row in rows], 1) for name in rows[0]}
+    led, first, counted = (stacked.pop(name) for name in ("action", "first", "counts"))
+    return Recording(stacked, led, first, counted)
+
+
+def split(episodes: int) -> tuple[list[int], list[int], list[int]]:
+    """Episodes to fit on, to choose the strength on, and to measure on: 2, 1 and 1 of each 4."""
+    numbers = range(episodes)
+    return (
+        [i for i in numbers if i % 4 < 2],
+        [i for i in numbers if i % 4 == 2],
+        [i for i in numbers if i % 4 == 3],
+    )
+
+
+def probe(
+    train: tuple[Floats, Floats], validate: tuple[Floats, Floats], test: tuple[Floats, Floats]
+) -> Fit:
+    """Fit a ridge regression for each dimension and measure it.
+
+    Args:
+        train: features (n, F) and states (n, S) to fit on.
+        validate: likewise, to choose the strength on.
+        test: likewise, to measure on.
+    """
+    x, y = train
+    spread = x.std(0)
+    # A column that is constant here may not be elsewhere, and must not be blown up there.
+    alive = spread > DEAD
+    centre, scale = x.mean(0)[alive], spread[alive]
+
+    def scaled(x: Floats) -> Floats:
+        found: Floats = (x[:, alive] - centre) / scale
+        return found
+
+    # In the directions of the features' covariance every strength is one division.
+    size, directions = np.linalg.eigh(scaled(x).T @ scaled(x) / len(x))
+    moments = directions.T @ (scaled(x).T @ (y - y.mean(0)) / len(x))
+
+    def readings(x: Floats) -> Iterator[Floats]:
+        turned = scaled(x) @ directions
+        for strength in STRENGTHS:
+            yield turned @ (moments / (size.clip(0)[:, None] + strength)) + y.mean(0)
+
+    errors = np.stack([((r - validate[1]) ** 2).mean(0) for r in readings(validate[0])])
+    best = errors.argmin(0)
+    read = np.stack(list(readings(test[0])))[best, :, np.arange(y.shape[1])].T
+    total = ((test[1] - test[1].mean(0)) ** 2).sum(0)
+    left = ((test[1] - read) ** 2).sum(0)
+    varies = (test[1].std(0) > DEAD) & (y.std(0) > DEAD)
+    r2 = np.where(varies, 1 - left / np.where(varies, total, 1), np.nan)
+    return Fit(r2, STRENGTHS[best])
+
+
+@torch.no_grad()
+def what_it_makes_of(agent: Agent, recording: Recording, seed: int) -> dict[str, Floats]:
+    """The features (E, T, F) of a recording, by name: the encoder's, and the model state's."""
+    model, device = agent.world_model.eval(), agent.device
+    parts: list[Tensor] = []
+    observation = {name: recording.observation[name] for name in agent.observations}
+    flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in observation.items()}
+    for begin in range(0, recording.is_first.size, FRAMES_AT_ONCE):
+        some = {name: array[begin : begin + FRAMES_AT_ONCE] for name, array in flat.items()}
+        parts.append(model.encoder({n: torch.from_numpy(a).to(device) for n, a in some.items()}))
+    embed = torch.cat(parts).view(*recording.is_first.shape, -1)
+    generator = torch.Generator(device).manual_seed(seed)
+    groups = agent.config.model.groups
+    seen = model.rssm.observe(
+        embed,
+        torch.from_numpy(recording.action).to(device),
+        torch.from_numpy(recording.is_first).to(device),
+        torch.rand(*recording.is_first.shape, groups, generator=generator, device=device),
+    )
+    state = features(seen.deter, seen.stoch)
+    return {"encoder": embed.cpu().double().numpy(), "model_state": state.cpu().double().numpy()}
+
+
+def rows_of(
+    arrays: Sequence[npt.NDArray[Any]], recordings: Sequence[Recording], part: int
+) -> Floats:
+    """The steps (n, ...) of one part of the split, of arrays (E, T, ...) beside recordings."""
+    chosen = []
+    for array, recording in zip(arrays, recordings, strict=True):
+        episodes = split(len(array))[part]
+        chosen.append(array[episodes][recording.counts[episodes]])
+    return np.concatenate(chosen).astype(np.float64)
+
+
+def measure(
+    agent: Agent, recordings: Sequence[Recording], dimensions: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """What can be read from each kind of an agent's features, as JSON."""
+    states = [recording.observation["vector"] for recording in recordings]
+    made = [what_it_makes_of(agent, recording, seed) for recording in recordings]
+    found = {}
+    for kind in made[0]:
+        arrays = [one[kind] for one in made]
+        train, validate, test = (
+            (rows_of(arrays, recordings, part), rows_of(states, recordings, part))
+            for part in range(3)
+        )
+        fit = probe(train, validate, test)
+        found[kind] = summary(fit, dimensions) | {"feature_std": float(test[0].std(0).mean())}
+    return found
+
+
+def summary(fit: Fit, dimensions: Sequence[str]) -> dict[str, Any]:
+    """Means of R^2, over all dimensions and by observation, and each one's; null where undefined.
+
+    Args:
+        fit: of S dimensions.
+        dimensions: their names (S,), such as velocity[0].
+    """
+    each = {n: None if np.isnan(v) else float(v) for n, v in zip(dimensions, fit.r2, strict=True)}
+    by_observation: dict[str, list[float]] = {}
+    for name, value in each.items():
+        if value is not None:
+            by_observation.setdefault(name.partition("[")[0], []).append(value)
+    return {
+        "mean_r2": float(np.nanmean(fit.r2)),
+        "mean_r2_by_observation": {n: float(np.mean(v)) for n, v in by_observation.items()},
+        "r2": each,
+        "ridge": dict(zip(dimensions, fit.strength.tolist(), strict=True)),
+    }
+
+
+def dimension_names(env: EnvConfig) -> list[str]:
+    """Names of the state vector's dimensions, such as position[0], from dm_control."""
+    from dm_control import suite
+
+    task = find_task(env.task, env.camera)[0]
+    shown = suite.load(task.domain, task.name).observation_spec()
+    return [
+        f"{key}[{i}]"
+        for key in task.observation_keys
+        for i in range(int(np.prod(shown[key].shape)))
+    ]
+
+
+def loaded(run: Path, config: Config, env: VectorEnv, device: torch.device) -> Agent:
+    """The agent of a run's newest checkpoint: its weights alone, for it will learn no more."""
+    agent = fresh(config, env, device)
+    saved = checkpoint.load(RunFolder(run).checkpoint, ("agent",))["agent"]
+    agent.world_model.load_state_dict(saved["world_model"])
+    agent.behaviour.load_state_dict(saved["behaviour"])
+    agent.updates = saved["updates"]
+    return agent
+
+
+def fresh(config: Config, env: VectorEnv, device: torch.device) -> Agent:
+    """An agent that sees what it was made to see, though the environment shows images and state."""
+    seen = {"pixels": ("image",), "vector": ("vector",), "both": ("image", "vector")}
+    shown = {name: env.observation_spec[name] for name in seen[config.env.observation]}
+    return Agent(config, shown, env.action_spec, device)
+
+
+def one_task(configs: Mapping[Path, Config]) -> EnvConfig:
+    """The environment of all runs, with images and state side by side.
+
+    Raises:
+        ConfigError: they differ in what is simulated or how it is drawn.
+    """
+    first, *others = configs
+    env = configs[first].env
+    for other in others:
+        for name in ("task", "action_repeat", "camera", "render_profile"):
+            mine, its = getattr(env, name), getattr(configs[other].env, name)
+            if mine != its:
+                raise ConfigError(f"env.{name} is {mine} in {first}, but {its} in {other}")
+    return replace(env, observation="both")
+
+
+def compare(options: Options) -> dict[str, Any]:
+    """Measure all runs on the same frames; gives what is written."""
+    configs = {run: read_config(RunFolder(run).config) for run in options.runs}
+    env_config, device = one_task(configs), resolve_device(options.device)
+    first, seed = configs[options.runs[0]], options.seed
+    settle_arithmetic(first.train.threads, first.train.tf32)
+    env = make_env(env_config, options.episodes, seed)
+    try:
+        agents = {str(run): loaded(run, configs[run], env, device) for run in options.runs}
+        player = agents[str(options.runs[0])]
+        at_random = random_policy(env.action_spec, env.num_envs, seed)
+        recordings = [
+            record(env, at_random, None),
+            record(env, player.act, player.initial_state(env.num_envs, seed)),
+        ]
+        untrained = fresh(first, env, device)
+    finally:
+        env.close()
+    names = dimension_names(env_config)
+    return {
+        **surroundings(device),
+        "task": env_config.task,
+        "seed": seed,
+        "episodes": {"random": options.episodes, str(options.runs[0]): options.episodes},
+        "frames": [int(recording.counts.sum()) for recording in recordings],
+        "runs": {
+            name: {
+                "run_seed": agent.config.train.seed,
+                "updates": agent.updates,
+                **measure(agent, recordings, names, seed),
+            }
+            for name, agent in {**agents, "untrained": untrained}.items()
+        },
+    }
+
+
+def surroundings(device: torch.device) -> dict[str, str]:
+    """Command, versions, device and commit."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {
+        "command": shlex.join(["python", "-m", "bench.probe", *sys.argv[1:]]),
+        "mudreamer_fast": mudreamer_fast.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": str(device),
+        "commit": commit,
+    }
+
+
+def main() -> int:
+    """Measures the runs named on the command line, prints a table and writes the file."""
+    options = tyro.cli(Options, prog="python -m bench.probe", description=__doc__)
+    try:
+        found = compare(options)
+    except (ConfigError, checkpoint.CheckpointError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    write_json(options.out, found)
+    for run, result in found["runs"].items():
+        for kind in ("encoder", "model_state"):
+            means = result[kind]["mean_r2_by_observation"].items()
+            print(
+                f"{run} {kind}: R^2 {result[kind]['mean_r2']:.3f} ("
+                + ", ".join(f"{name} {value:.3f}" for name, value in means)
+                + ")"
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
