@@ -45,8 +45,8 @@ def moved_statistics(
     mean, var = moments_of(rows.detach())
     var = var * len(rows) / (len(rows) - 1)
     return (
-        (1 - momentum) * old[0] + momentum * mean,
-        (1 - momentum) * old[1] + momentum * var,
+        (1 - momentum) * old[0].detach() + momentum * mean,
+        (1 - momentum) * old[1].detach() + momentum * var,
     )
 
 

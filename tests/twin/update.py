@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -84,17 +84,16 @@ class Twin:
     def _draw(self, rows: int, steps: int) -> dict[str, Tensor]:
         """The randomness of one update, in float32 as the agent's, one number a draw."""
         starts, groups, horizon = rows * steps, self.model["groups"], self.behaviour["horizon"]
+
+        def drawn(make: Callable[..., Tensor], *shape: int) -> Tensor:
+            found = make(*shape, generator=self.generator, device=self.generator.device)
+            return found.cpu().double()
+
         noise = torch.randn if self.continuous else torch.rand
-        shapes = {
-            "uniforms": (torch.rand, (rows, steps, groups)),
-            "imagined_uniforms": (torch.rand, (starts, horizon, groups)),
-            "action_noise": (noise, (starts, horizon, self.noise_size)),
-        }
         return {
-            name: make(*shape, generator=self.generator, device=self.generator.device)
-            .cpu()
-            .double()
-            for name, (make, shape) in shapes.items()
+            "uniforms": drawn(torch.rand, rows, steps, groups),
+            "imagined_uniforms": drawn(torch.rand, starts, horizon, groups),
+            "action_noise": drawn(noise, starts, horizon, self.noise_size),
         }
 
     def _update_world_model(self, batch: Mapping[str, Tensor], uniforms: Tensor) -> Weights:

@@ -154,8 +154,8 @@ def world_model_loss(
     value = value_loss(w, s, batch, model, behaviour)
     action = torch.zeros((), dtype=torch.float64)
     if model["action_predictor"]:
-        guess = Policy(mlp(w, "action", torch.cat([x, seen.previous], -1), model),
-                       continuous, model["unimix"])  # fmt: skip
+        out = mlp(w, "action", torch.cat([x, seen.previous], -1), model)
+        guess = Policy(out, continuous, model["unimix"])
         action = masked_mean(-guess.log_prob(batch["action"].double()), ~batch["is_first"])
     q = mixed(seen.posterior, model["unimix"])
     p = mixed(prior(w, seen.deter, model), model["unimix"])
