@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from mudreamer_fast.allocator import SETTINGS
+from tests.patience import PATIENCE_SECONDS
 
 SHOW = "import os, sys; print(os.getpid(), os.environ.get('MALLOC_TOP_PAD_'), *sys.argv[1:])"
 PROGRAM = f"from mudreamer_fast.allocator import keep_freed_memory; keep_freed_memory(); {SHOW}"
@@ -24,7 +25,7 @@ def run(*arguments: str, **extra: str) -> tuple[int, list[str]]:
     process = subprocess.Popen(
         [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, text=True
     )
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE_SECONDS)
     return process.pid, out.split()
 
 
@@ -49,7 +50,7 @@ def test_a_program_that_cannot_be_given_them_says_so() -> None:
         env=os.environ | {"MALLOC_ARENA_MAX": "2"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: no glibc here")

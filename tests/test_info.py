@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,15 +64,14 @@ def test_estimate_says_where_the_minutes_run_out(monkeypatch: pytest.MonkeyPatch
     assert "stops it before, at about 720 environment steps" in estimate("tiny", limited, 1.0)
 
 
-def test_timing_leaves_the_first_call_out() -> None:
-    import time
-
-    calls: list[Any] = []
+def test_timing_leaves_the_first_call_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    look = lambda: clock.now  # noqa: E731
+    monkeypatch.setattr(info, "time", SimpleNamespace(monotonic=look, perf_counter=look))
+    lengths = iter([4.0, 1.0, 2.0, 0.5, 1.5, 9.0])
 
     def act() -> None:
-        time.sleep(0.2 if not calls else 0.001)
-        calls.append(None)
+        clock.now += next(lengths)
 
-    median, counted = info._time(act, most=5, seconds=10.0)
-    assert (len(calls), counted) == (5, 4)
-    assert median < 0.1
+    assert info._time(act, most=5, seconds=10.0) == (1.25, 4)
+    assert next(lengths) == 9.0

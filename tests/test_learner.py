@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
+from concurrent.futures import wait
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from mudreamer_fast import learner as learning
 from mudreamer_fast.learner import Learner
 
 
@@ -34,7 +36,6 @@ class CountingAgent:
     def update(self, batch: Any) -> dict[str, float]:
         if batch == "bad":
             raise ValueError("a bad batch")
-        time.sleep(0.01)
         self.acting.weight += 1
         self.threads.append(threading.current_thread().name)
         return {"loss": float(self.acting.weight)}
@@ -79,6 +80,7 @@ def test_what_acts_has_the_weights_from_before_the_job(parts):
     learner, agent, _ = parts
     learner.start(2)
     if learner.in_background:
+        wait([learner._job])
         assert learner.acting.weight == 0
     learner.finish()
     assert agent.acting.weight == 2
@@ -104,20 +106,29 @@ def test_a_failure_is_the_callers_and_ends_the_view(parts):
     assert not stock.held
 
 
-def test_idle_time_is_counted_but_for_pauses(parts):
-    learner, *_ = parts
+def test_idle_time_is_counted_but_for_pauses(parts, monkeypatch):
+    learner, agent, _ = parts
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(learning, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    update = agent.update
+
+    def slow(batch):
+        clock.now += 100.0
+        return update(batch)
+
+    agent.update = slow
     learner.start(1)
     learner.finish()
     assert learner.idle_seconds == 0
-    time.sleep(0.05)
+    clock.now += 5.0
     learner.start(1)
-    assert 0.05 <= learner.idle_seconds < 0.2
-    before = learner.idle_seconds
+    assert learner.idle_seconds == 5
     learner.finish()
-    time.sleep(0.3)
+    clock.now += 30.0
     learner.pause()
     learner.start(1)
-    assert learner.idle_seconds == before
+    learner.finish()
+    assert learner.idle_seconds == 5
 
 
 def test_a_stop_ends_a_job_early():

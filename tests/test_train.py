@@ -8,9 +8,10 @@ import re
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable
+from concurrent.futures import wait
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from mudreamer_fast.agent import Agent
 from mudreamer_fast.collect import random_policy
 from mudreamer_fast.config import Config, ConfigError, ModelConfig
 from mudreamer_fast.envs import EnvError
+from mudreamer_fast.learner import Learner
 from mudreamer_fast.machine import SeedUse
 from mudreamer_fast.metrics import read_lines
 from mudreamer_fast.run_folder import read_config
@@ -31,6 +33,7 @@ from mudreamer_fast.scoring import score_run
 from mudreamer_fast.train import train
 from mudreamer_fast.trainer import Trainer
 from tests import tiny_run
+from tests.patience import PATIENCE_SECONDS
 from tests.tiny_run import start, step
 
 Made = list[tuple[int, int]]
@@ -286,24 +289,60 @@ def test_waiting_for_data_is_counted_and_told(
     assert re.search(r"the learner waited [\d.]+% of the time: [\d.]+% for batches, [\d.]+%", said)
 
 
+def step_between_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Environments so slow that every job is done before the next step."""
+    collect = Trainer.collect
+
+    def wait_first(run: Trainer) -> None:
+        wait([run.learner._job] if run.learner._job else [])
+        collect(run)
+
+    monkeypatch.setattr(Trainer, "collect", wait_first)
+
+
+def step_before_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learner so slow that steps are taken, or its result is wanted, before its first update."""
+    collect, begin, finish = Trainer.collect, Learner.start, Learner.finish
+    update = Agent.update
+    due = threading.Event()
+
+    def collected(run: Trainer) -> None:
+        collect(run)
+        due.set()
+
+    def begun(learner: Learner, updates: int) -> None:
+        due.clear()
+        begin(learner, updates)
+
+    def wanted(learner: Learner) -> list[dict[str, float]]:
+        due.set()
+        return finish(learner)
+
+    def updated(agent: Agent, batch: Any) -> dict[str, float]:
+        assert due.wait(PATIENCE_SECONDS)
+        return update(agent, batch)
+
+    monkeypatch.setattr(Trainer, "collect", collected)
+    monkeypatch.setattr(Learner, "start", begun)
+    monkeypatch.setattr(Learner, "finish", wanted)
+    monkeypatch.setattr(Agent, "update", updated)
+
+
 @pytest.mark.parametrize("ratio", [1.0, 40.0])
 def test_a_run_that_overlaps_is_the_same_however_fast_its_parts_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float
 ) -> None:
-    """Fewer than one update a step, and several; environments that are slow, and a slow learner."""
+    """Fewer than one update a step, and several."""
     learners, contents = [], []
-    update = Agent.update
-
-    def slow(self: Agent, batch: Any) -> dict[str, float]:
-        time.sleep(0.01)
-        return update(self, batch)
-
-    for name, step_seconds, method in (("a", "0", update), ("b", "0.01", update), ("c", "0", slow)):
-        monkeypatch.setenv("TINY_STEP_SECONDS", step_seconds)
-        monkeypatch.setattr(Agent, "update", method)
+    for name, order in (
+        ("as it comes", lambda patch: None),
+        ("slow environments", step_between_jobs),
+        ("a slow learner", step_before_updates),
+    ):
         # a capacity that the run fills twice
         config = tiny_run.config(overlap="on", train_ratio=ratio, replay={"capacity_steps": 40})
-        with start(config, tmp_path / name) as run:
+        with monkeypatch.context() as patch, start(config, tmp_path / name) as run:
+            order(patch)
             step(run, 40)
             run.save()
             learners.append(run.agent)
@@ -325,7 +364,7 @@ def test_steps_are_taken_while_updates_are_under_way(
     released = threading.Event()
 
     def wait(self: Agent, batch: Any) -> dict[str, float]:
-        assert released.wait(20)
+        assert released.wait(PATIENCE_SECONDS)
         return update(self, batch)
 
     monkeypatch.setattr(Agent, "update", wait)
@@ -496,23 +535,39 @@ def test_full_disk_at_a_checkpoint_does_not_end_the_run(
     assert checkpoint.load(place)["counters"]["policy_steps"] == 60
 
 
-def test_minutes_run_out_before_the_steps_do(tmp_path: Path) -> None:
-    config = tiny_run.config(env_steps=10**9, max_minutes=1.5 / 60, eval_every_env_steps=0)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The run's clock: `now`, and how many `seconds` pass from one look to the next."""
+    clock = SimpleNamespace(now=0.0, seconds=0.0)
+
+    def look() -> float:
+        clock.now += clock.seconds
+        return float(clock.now)
+
+    for module in (trainer, scoring):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=look))
+    return clock
+
+
+def test_minutes_run_out_before_the_steps_do(tmp_path: Path, clock: SimpleNamespace) -> None:
+    clock.seconds = 0.1
+    config = tiny_run.config(env_steps=10**9, max_minutes=1.0, eval_every_env_steps=0)
     result = train(config, tmp_path)
     assert result.scoring is not None
-    assert 0 < result.env_steps < 10**6
-    assert result.seconds < 30
+    assert 0 < result.env_steps < 10**3
+    assert 60 < result.seconds < 70
     again = train(config, tmp_path, resume=True)
     assert again.env_steps == result.env_steps  # the time is that of the whole run
 
 
-def test_time_left_keeps_the_final_evaluation_back(tmp_path: Path) -> None:
+def test_time_left_keeps_the_final_evaluation_back(tmp_path: Path, clock: SimpleNamespace) -> None:
     with start(tiny_run.config(max_minutes=10.0), tmp_path) as run:
-        assert run.seconds_left == pytest.approx(600, abs=60)
+        clock.now += 30.0
+        assert run.seconds_left == 570
+        run.evaluation_seconds = 370.0
+        assert run.seconds_left == 15
         assert not run.finished()
-        run.evaluation_seconds = 400.0
-        assert run.seconds_left < 5
-        run.evaluation_seconds = 401.0
+        run.evaluation_seconds = 381.0
         assert run.finished()
 
 

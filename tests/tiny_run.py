@@ -1,7 +1,7 @@
 """Whole training runs small enough for a test: the real trainer on the environment of tiny_env.
 
 As a program it is the command line on that environment: `python -m tests.tiny_run train ...`.
-TINY_STEP_SECONDS makes every step of the environments last that long.
+With TINY_HANG set, the environments' first step says so and does not end.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tests import tiny
 from tests.tiny_env import TinyEnv
 
 EPISODE_STEPS = 7
+HANGS = "this step does not end"
 
 
 def config(
@@ -46,17 +47,19 @@ def config(
     )
 
 
-class SlowEnv(TinyEnv):
-    """Steps that take TINY_STEP_SECONDS, in one piece as a simulator's would."""
+class HangingEnv(TinyEnv):
+    """A step that never ends, as a simulator's may not, once it has said so."""
 
     def step(self, action: Any) -> Any:
-        time.sleep(float(os.environ.get("TINY_STEP_SECONDS", "0")))
-        return super().step(action)
+        print(HANGS, file=sys.stderr, flush=True)
+        while True:
+            time.sleep(1000.0)
 
 
 def make_env(config: EnvConfig, num_envs: int, seed: int) -> TinyEnv:
     """Stands in for `envs.make_env`."""
-    return SlowEnv(num_envs, config.observation, episode_length=EPISODE_STEPS, seed=seed)
+    kind = HangingEnv if "TINY_HANG" in os.environ else TinyEnv
+    return kind(num_envs, config.observation, episode_length=EPISODE_STEPS, seed=seed)
 
 
 def patch_envs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:

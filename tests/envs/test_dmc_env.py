@@ -15,6 +15,7 @@ from mudreamer_fast.envs import EnvError
 from mudreamer_fast.envs.dmc_env import DmcEnv
 from mudreamer_fast.envs.dmc_simulator import DmcSimulator
 from tests.envs.rollouts import assert_same, make, random_actions, roll, stacked
+from tests.patience import PATIENCE_SECONDS
 
 BALANCE = EnvConfig(task="dmc/cartpole_balance", observation="vector", action_repeat=3)
 
@@ -135,7 +136,7 @@ def test_dmc_env_names_the_worker_that_died_and_ends_the_others() -> None:
     os.kill(env._processes[1].pid, signal.SIGKILL)
     with pytest.raises(EnvError, match=r"environment 1 of dmc/cartpole_balance failed.*code -9"):
         roll(env, random_actions(env, 2))
-    assert env._processes[0].wait(5) == 0
+    assert env._processes[0].wait(PATIENCE_SECONDS) == 0
 
 
 def test_dmc_env_passes_on_a_workers_error_as_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,10 +153,10 @@ from mudreamer_fast.envs.dmc_env import DmcEnv
 env = DmcEnv(EnvConfig(task="dmc/cartpole_balance", observation="vector"), 2, 0)
 env.reset()
 if os.fork() == 0:  # holds the pipes open, as a data loader's worker would
-    time.sleep(20)
+    time.sleep(10_000)
     os._exit(0)
 print(*(process.pid for process in env._processes), flush=True)
-time.sleep(60)
+time.sleep(10_000)
 """
 
 
@@ -181,7 +182,7 @@ def test_dmc_env_workers_end_with_a_parent_that_is_killed() -> None:
         assert len(workers) == 2
         assert all(map(is_running, workers))
         parent.kill()
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while any(map(is_running, workers)) and time.monotonic() < deadline:
             time.sleep(0.05)
         alive = [pid for pid in workers if is_running(pid)]

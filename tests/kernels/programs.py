@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from triton.runtime import interpreter
 
-PATIENCE_SECONDS = 600.0
-"""For a program that neither ends nor looks, and so has failed."""
+from tests.patience import PATIENCE_SECONDS
 
 Schedule = Callable[[Sequence[int]], int]
 """Picks whose turn it is, of the programs that can go on. `min` lets the first run ahead."""

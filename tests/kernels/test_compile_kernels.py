@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE_SECONDS
+
 ROOT = Path(__file__).parents[2]
 SHARED_LIMIT = {80: 166_912, 90: 232_448}
 """Bytes of shared memory that a launch may ask for, by compute capability (CUDA's guide)."""
@@ -32,7 +34,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ]
     rows = []
     for process in running:
-        out, errors = process.communicate(timeout=600)
+        out, errors = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 0, errors[-3000:]
         rows += json.loads(out)["kernels"]
     return {"kernels": rows}

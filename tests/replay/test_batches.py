@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mudreamer_fast.replay import ReplayBuffer
+from tests.patience import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -112,19 +113,21 @@ def test_windows_of_another_shape_are_refused(replay, shape):
 def test_closing_ends_a_wait_in_another_thread(replay):
     batches = replay.batches(4, 5, ahead=1)
     errors = []
+    begun = threading.Event()
 
     def sample():
         try:
             while True:
                 batches.next()
+                begun.set()
         except RuntimeError as error:
             errors.append(str(error))
 
     thread = threading.Thread(target=sample)
     thread.start()
-    time.sleep(0.02)
+    assert begun.wait(PATIENCE_SECONDS)
     batches.close()
-    thread.join(10)
+    thread.join(PATIENCE_SECONDS)
     assert errors == ["this queue of batches is closed"]
     with pytest.raises(RuntimeError, match="closed"):
         batches.next()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from mudreamer_fast.replay import ReplayBuffer
+from mudreamer_fast.replay import ReplayBuffer, prefetch
 from mudreamer_fast.replay.prefetch import Prefetcher
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -82,12 +82,19 @@ def test_a_batch_in_use_is_not_overwritten_by_those_behind_it(replay, steps):
 def test_waiting_is_counted(replay, monkeypatch):
     queue = prefetcher(replay, 0)
     queue.next()
-    before = queue.waited_seconds
-    assert before > 0
+    assert queue.waited_seconds > 0
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(prefetch, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     next_batch = queue._batches.next
-    monkeypatch.setattr(queue._batches, "next", lambda: time.sleep(0.05) or next_batch())
+
+    def slow():
+        clock.now += 50.0
+        return next_batch()
+
+    monkeypatch.setattr(queue._batches, "next", slow)
+    before = queue.waited_seconds
     queue.next()
-    assert queue.waited_seconds >= before + 0.05
+    assert queue.waited_seconds == before + 50
 
 
 def test_a_closed_prefetcher_says_so(replay):

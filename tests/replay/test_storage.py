@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from mudreamer_fast.replay import ReplayBuffer, StorageError
+from tests.patience import PATIENCE_SECONDS
 
 SEGMENT = 16
 """Steps of a segment of the small buffers here."""
@@ -320,18 +321,37 @@ def test_adding_sampling_and_flushing_at_once_stays_consistent(open_replay, step
 
 
 KILLED = """
-import os, random, sys, time
+import os, random, resource, signal, sys
 from mudreamer_fast.replay import ReplayBuffer
 sys.path.insert(0, {root!r})
 from tests.replay.conftest import Steps
 
+def die_later(seed, rng):
+    # In turns: after so many steps of the interpreter, or at such a byte of the next file.
+    if seed % 2:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (rng.randrange(SEGMENT_BYTES),) * 2)
+        return
+    left = rng.randrange(6_000)
+
+    def step(*event):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(step)
+
 # One process that has imported everything, and forks a writer each time it is told to.
 folder = {folder!r}
+SEGMENT_BYTES = {segment} * 3 * Steps.step_bytes
 for line in sys.stdin:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         rng = random.Random(int(line))
+        alive = False
         replay = ReplayBuffer(Steps.fields, 300, 3, 0, folder=folder)
         assert replay.problems() == []
         step = replay.steps_added // 3
@@ -341,12 +361,13 @@ for line in sys.stdin:
                 step += 1
             replay.flush()
             os.write(writer, step.to_bytes(8, "little"))
+            # Not before its first flush, else there would be nothing to check in the first round.
+            if not alive:
+                alive = True
+                die_later(int(line), rng)
     os.close(writer)
-    # Not before its first flush, else there would be nothing to check in the first round.
-    flushed = [int.from_bytes(os.read(reader, 8), "little")]
-    time.sleep(random.Random(int(line)).random() * 0.02)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    flushed = []
     while word := os.read(reader, 8):
         flushed.append(int.from_bytes(word, "little"))
     os.close(reader)
@@ -358,7 +379,8 @@ def test_after_two_hundred_kills_everything_flushed_is_there_byte_by_byte(
     open_replay, steps, tmp_path
 ):
     folder = tmp_path / "replay"
-    program = KILLED.format(root=str(Path(__file__).parents[2]), folder=str(folder))
+    root = str(Path(__file__).parents[2])
+    program = KILLED.format(root=root, folder=str(folder), segment=SEGMENT)
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -377,5 +399,5 @@ def test_after_two_hundred_kills_everything_flushed_is_there_byte_by_byte(
         contents_are(replay, steps, max(0, end - 100), end)
         replay._end()  # without a flush: the folder stays as the kill left it
     process.stdin.close()
-    assert process.wait(30) == 0
-    assert partial > 0  # some kills came in the middle of a flush
+    assert process.wait(PATIENCE_SECONDS) == 0
+    assert partial >= 100  # every second kill comes in the middle of a file
