@@ -21,7 +21,7 @@ from tests.tolerances import KNOWS_BEST_ACTION, KNOWS_RETURN
 
 Gradient = Literal["dynamics", "reinforce"]
 DISCOUNT = 0.8
-UPDATES = 300
+UPDATES = 250
 STAKES = (1.0, 3.0)
 """What rewards are multiplied by, all along a trajectory."""
 RADIUS = 0.8
@@ -123,11 +123,11 @@ def errors(
         reference,
     )
     actor, critic = (
-        adam([part], 5e-3, [part] if scrambled == name else [])
+        adam([part], 1e-2, [part] if scrambled == name else [])
         for name, part in (("actor", behaviour.actor), ("critic", behaviour.critic))
     )
     for _ in range(UPDATES):
-        loss = behaviour.loss(roll_out(world, behaviour, 64, 4))
+        loss = behaviour.loss(roll_out(world, behaviour, 64, 3))
         actor_gradients = actor.gradients(loss.actor, retain_graph=True)
         critic.step(loss.critic)
         actor.apply(actor_gradients)

@@ -70,7 +70,8 @@ def errors(scrambled: Part | None = None) -> dict[Part, float]:
     """Train on walks, and see what is known of new ones: shares of what an ignorant guess misses.
 
     Args:
-        scrambled: the part whose gradients are mixed up.
+        scrambled: the part whose gradients are mixed up; what predicts is the prior and the
+            recurrence before it, which would learn to serve any prior.
     """
     model = WorldModel(
         tiny.model_config(deter=16, hidden=32, bins=41, free_nats=0.0, representation_scale=0.0),
@@ -134,5 +135,5 @@ def test_world_model_learns_a_small_world(part: Part) -> None:
     assert errors()[part] < KNOWS_WORLD
 
 
-def test_world_model_whose_prior_has_scrambled_gradients_foresees_nothing() -> None:
+def test_world_model_with_scrambled_gradients_of_what_predicts_foresees_nothing() -> None:
     assert errors("prior")["prior"] > MARGIN * KNOWS_WORLD
