@@ -4,11 +4,11 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <chrono>
 #include <stdexcept>
 #include <thread>
 #include <vector>
 
+#include "asleep.h"
 #include "check.h"
 #include "steps.h"
 
@@ -148,19 +148,15 @@ TEST(an_append_beyond_the_spare_steps_waits_for_the_view_to_end) {
   BatchQueue queue(store, kBatch, kLength, room.slots());
   queue.hold_view();
   fill(store, 9, 10);
-  std::atomic<bool> appended{false};
-  std::thread adder([&] {
-    fill(store, 10, 11);
-    appended = true;
-  });
-  std::thread writer([&] {  // waits to be alone, and must not keep the queue waiting
+  Watched adder([&] { fill(store, 10, 11); });
+  Watched writer([&] {  // waits to be alone, and must not keep the queue waiting
     const std::uint64_t handle = 10;
     const std::byte* values[] = {nullptr, nullptr, nullptr, nullptr};
     bool written = false;
     store.write_back(1, &handle, values, &written);
   });
-  std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  CHECK(!appended);
+  CHECK(adder.waits());
+  CHECK(writer.waits());
   for (int call = 0; call < 5; ++call) {
     const std::size_t slot = queue.next();
     CHECK(room.holds(slot, queue.drawn(true)[0]));

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "asleep.h"
 #include "check.h"
 #include "steps.h"
 #include "temporary_folder.h"
@@ -148,13 +149,8 @@ TEST(an_append_waits_for_a_reader_only_where_it_needs_the_readers_steps) {
   auto draw = std::make_unique<replay::Draw>();
   CHECK(store.redraw({{0, 2}, {1, 4}}, 3, draw.get()));
   fill(store, 10, 13);  // the last of these writes the slot of step 2 - 1
-  std::atomic<bool> appended{false};
-  std::thread adder([&] {
-    fill(store, 13, 14);
-    appended = true;
-  });
-  std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  CHECK(!appended);
+  Watched adder([&] { fill(store, 13, 14); });
+  CHECK(adder.waits());
   steps::Outputs outputs(store.fields(), 6);
   store.copy(*draw, outputs.pointers(), nullptr);
   CHECK(steps::holds(outputs, store.fields(), 0, 0, 2));
