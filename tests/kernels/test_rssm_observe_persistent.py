@@ -65,11 +65,9 @@ def one_pass(given: dict[str, Tensor], direction: str) -> Callable[[], dict[str,
         return forward
     out = forward()
     loss = sum(out[name].square().sum() for name in ("deter", "posterior", "previous_stoch"))
-    weights = {name: leaf for name, leaf in leaves.items() if "prior" not in name[6:11]}
-    weights = {name: leaf for name, leaf in weights.items() if leaf.requires_grad}
-    return lambda: dict(
-        zip(weights, torch.autograd.grad(loss, [*weights.values()], retain_graph=True), strict=True)
-    )
+    names = [name for name, t in leaves.items() if t.requires_grad and "model.prior" not in name]
+    of = [leaves[name] for name in names]
+    return lambda: dict(zip(names, torch.autograd.grad(loss, of, retain_graph=True), strict=True))
 
 
 def in_turns(
