@@ -355,11 +355,11 @@ PRESETS: dict[str, tuple[str, Config]] = {
             ),
             replay=ReplayConfig(capacity_steps=100_000, batch_size=8, batch_length=16),
             train=TrainConfig(
-                env_steps=200_000,
+                env_steps=240_000,
                 prefill_steps=1_000,
                 train_ratio=8.0,
                 eval_every_env_steps=50_000,
-                max_minutes=15.0,
+                max_minutes=16.0,
                 overlap="on",
             ),
         ),
