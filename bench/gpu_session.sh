@@ -30,7 +30,7 @@ for part in $parts; do
     stage "$part"
     case $part in
     tests)
-        "$python" -m pytest -q tests/kernels tests/replay/test_prefetch.py tests/test_agent.py \
+        "$python" -m pytest -q tests/kernels tests/replay/test_prefetch.py tests/test_agent.py tests/test_update.py \
             tests/test_backend.py tests/test_graphs.py tests/test_learner.py \
             tests/test_selfcheck.py \
             --junitxml "$results/$name-tests.xml" || failed+=("$part")
