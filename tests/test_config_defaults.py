@@ -67,6 +67,7 @@ PINNED: dict[str, tuple[Any, str]] = {
     "replay.batch_length": (64, V3_GENERAL),
     "train.env_steps": (1_000_000, MU_DMC),
     "train.train_ratio": (512.0, V3_BENCHMARKS),
+    "train.eval_policy": ("sample", f"{MU} and {V3}, the published programs: scores are sampled"),
 }
 """The paper's number of each setting, and its source."""
 

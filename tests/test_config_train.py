@@ -215,6 +215,7 @@ SHOWN = {
     "train.train_ratio": test_train_ratio_is_replayed_steps_per_policy_step,
     "train.eval_every_env_steps": test_evaluations_come_as_often_as_they_are_asked_for,
     "train.eval_episodes": test_eval_episodes_are_scored,
+    "train.eval_policy": (test_train.test_evaluation_samples_the_policy_or_takes_its_mode_as_asked),
     "train.log_every_seconds": test_lines_are_logged_as_often_as_they_are_asked_for,
     "train.checkpoint_every_seconds": test_checkpoints_come_as_often_as_they_are_asked_for,
     "train.save_replay": test_save_replay_says_whether_a_checkpoint_holds_it,
