@@ -192,7 +192,7 @@ def test_seed_is_that_of_everything_drawn(tmp_path: Path, made_envs: list[tuple[
         with start(tiny_run.config(seed=seed), tmp_path / name) as run:
             for _ in range(12):
                 run.collect()
-            state = run.learner.acting.initial_state(2, run._seed(trainer.ACT_SEED))
+            state = run.learner.acting.initial_state(2, run._seed(machine.SeedUse.ACT))
             drawn.append({
                 "environments": np.array(made_envs[-1]),
                 "actions at random": run.replay.state_dict()["fields"]["action"],

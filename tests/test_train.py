@@ -624,7 +624,7 @@ def test_agent_of_vectors_is_scored_where_nothing_can_be_rendered(
     def fail(*_: Any) -> None:
         raise EnvError("no EGL")
 
-    monkeypatch.setattr(tiny_run.SlowEnv, "render", fail)
+    monkeypatch.setattr(tiny_run.TinyEnv, "render", fail)
     result = train(tiny_run.config(eval_every_env_steps=0), tmp_path)
     assert result.scoring is not None
     assert len(result.scoring.scores) == 3
@@ -641,7 +641,7 @@ def test_environments_are_closed_whatever_happens(
         nonlocal closed
         closed += 1
 
-    monkeypatch.setattr(tiny_run.SlowEnv, "close", count)
+    monkeypatch.setattr(tiny_run.TinyEnv, "close", count)
     monkeypatch.setattr(Agent, "update", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(tiny_run.config(), tmp_path / "a")
