@@ -131,7 +131,7 @@ def errors(
         actor_gradients = actor.gradients(loss.actor, retain_graph=True)
         critic.step(loss.critic)
         actor.apply(actor_gradients)
-        move_average(behaviour.slow_critic, behaviour.critic, 0.9)
+        move_average(behaviour.slow_critic, behaviour.critic, behaviour.config.slow_critic_decay)
     with torch.no_grad():
         feature = roll_out(world, behaviour, 512, 2).feature[:, 1]
         gained = world.payoff(feature[:, :2], behaviour.actor(feature).mode).mean()

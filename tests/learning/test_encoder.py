@@ -23,7 +23,7 @@ PIXELS = torch.arange(64)
 
 
 def patches(rows: int) -> tuple[Tensor, Tensor]:
-    """Grey images (rows, 1, 64, 64) with a patch striped across and one striped along.
+    """Grey images (rows, 3, 64, 64) with a patch striped across and one striped along.
 
     They are as bright as their surroundings, and only their stripes tell them apart. The targets
     (rows, 2) are where the first is, in [-1, 1].
@@ -34,7 +34,7 @@ def patches(rows: int) -> tuple[Tensor, Tensor]:
     images = torch.full((rows, 64, 64), 128, dtype=torch.uint8)
     images = torch.where(inside(second), stripes, images)
     images = torch.where(inside(first), stripes[:, None], images)
-    return images[:, None], first / (64 - SIDE) * 2 - 1
+    return images[:, None].expand(-1, 3, -1, -1), first / (64 - SIDE) * 2 - 1
 
 
 def inside(corner: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "image": Task(patches, (1, 64, 64), 16, 150, 3e-3),
+    "image": Task(patches, (3, 64, 64), 16, 150, 3e-3),
     "vector": Task(angles, (4,), 64, 300, 1e-2),
 }
 
