@@ -17,8 +17,9 @@ from mudreamer_fast.agent import Agent
 from mudreamer_fast.collect import random_policy
 from mudreamer_fast.config import ConfigError
 from mudreamer_fast.run_folder import RunFolder, write_config
-from tests import tiny_run
+from tests import tiny, tiny_run
 from tests.tiny_env import TinyEnv
+from tests.tolerances import REORDERED, assert_close
 
 Sample = tuple[Floats, Floats]
 
@@ -124,10 +125,13 @@ def test_record_keeps_whole_episodes_and_the_actions_that_led_on() -> None:
 
 
 def make_run(folder: Path, observation: str, seed: int) -> Path:
-    """A run folder with the checkpoint of an agent that has learned nothing."""
+    """A run folder with the checkpoint of an agent whose weights are not those it began with."""
     config = tiny_run.config(observation, seed=seed)
     env = TinyEnv(1, observation)  # type: ignore[arg-type]
     agent = Agent(config, env.observation_spec, env.action_spec, torch.device("cpu"))
+    torch.manual_seed(seed)
+    tiny.randomise(agent.world_model)
+    tiny.randomise(agent.behaviour)
     folder.mkdir()
     write_config(config, RunFolder(folder).config)
     checkpoint.save({"agent": agent.state_dict()}, RunFolder(folder).checkpoint)
@@ -159,9 +163,40 @@ def test_tool_writes_what_each_run_knows_of_the_same_frames(
     # Three pictures with three vectors: a linear map tells them apart.
     assert pixels["mean_r2"] == pytest.approx(1.0, abs=0.01)
     assert vector["mean_r2"] == pytest.approx(1.0, abs=0.01)
-    assert same == pixels == untrained  # of one seed, and neither has learned
+    assert same == pixels
+    assert untrained["feature_std"] != pixels["feature_std"]
     assert vector["feature_std"] != pixels["feature_std"]
     assert found["runs"][str(runs[1])]["run_seed"] == 2
+
+
+def test_loaded_agent_sees_and_acts_with_the_weights_of_its_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "vector", 3)
+    env, device = TinyEnv(1, "both"), torch.device("cpu")
+    agent = tool.loaded(run, tiny_run.config("vector", seed=3), env, device)
+    saved = checkpoint.load(RunFolder(run).checkpoint)["agent"]
+    for part in ("world_model", "behaviour"):
+        mine = agent.state_dict()[part]
+        assert all(torch.equal(x, mine[name]) for name, x in saved[part].items())
+
+
+def test_features_of_an_episode_are_those_of_acting_whatever_else_is_probed() -> None:
+    env = TinyEnv(3, "both")
+    config = tiny.config(model={"batch_norm": "both"})
+    agent = Agent(config, env.observation_spec, env.action_spec, torch.device("cpu"))
+    tiny.randomise(agent.world_model)
+    before = {name: x.clone() for name, x in agent.world_model.state_dict().items()}
+    recording = tool.record(env, random_policy(env.action_spec, 3, seed=1), None)
+    shown = {name: array[:1] for name, array in recording.observation.items()}
+    alone = tool.Recording(shown, *(array[:1] for array in recording[1:]))
+    agent.world_model.train()
+    together = tool.what_it_makes_of(agent, recording, seed=0)["encoder"]
+    assert_close(
+        torch.from_numpy(tool.what_it_makes_of(agent, alone, seed=0)["encoder"]),
+        torch.from_numpy(together[:1]),
+        REORDERED,
+    )
+    after = agent.world_model.state_dict()
+    assert all(torch.equal(x, after[name]) for name, x in before.items())
 
 
 @pytest.mark.usefixtures("_tiny")
