@@ -4,7 +4,7 @@
 #   bench/gpu_session.sh [tests] [sanitizer] [bench] [compiled] [profile]     no word: all, so ordered
 #
 # Needs torch with CUDA and Triton (pip install -e '.[gpu,dev]'); PYTHON names the interpreter.
-# RESULTS names another folder for what it writes.
+# RESULTS names another folder for what it writes, COMMIT the commit where there is no repository.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,12 +13,12 @@ results=${RESULTS:-bench/results}
 unset TRITON_INTERPRET
 mkdir -p "$results"
 name=$("$python" - <<'PY'
-import datetime, re, subprocess, torch
+import datetime, re, torch
+from bench.commit import commit
 if not torch.cuda.is_available():
     raise SystemExit("error: PyTorch finds no CUDA GPU here")
 gpu = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
-commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-print(f"{datetime.date.today()}-{gpu}-{commit.stdout.strip() or 'uncommitted'}")
+print(f"{datetime.date.today()}-{gpu}-{commit()}")
 PY
 )
 parts=${*:-tests sanitizer bench compiled profile}

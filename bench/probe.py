@@ -14,7 +14,6 @@ Only the weights of a run are read: its code may have been another, as long as t
 from __future__ import annotations
 
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ import tyro
 from torch import Tensor
 
 import mudreamer_fast
+from bench.commit import commit
 from bench.ridge import Floats, probe, split, summary
 from mudreamer_fast import checkpoint
 from mudreamer_fast.agent import Agent
@@ -233,20 +233,13 @@ def compare(options: Options) -> dict[str, Any]:
 
 def surroundings(device: torch.device) -> dict[str, str]:
     """Command, versions, device and commit."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     return {
         "command": shlex.join(["python", "-m", "bench.probe", *sys.argv[1:]]),
         "mudreamer_fast": mudreamer_fast.__version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "device": str(device),
-        "commit": commit,
+        "commit": commit(),
     }
 
 

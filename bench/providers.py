@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
+from bench.commit import commit
 from bench.roofline import count, limits
 from mudreamer_fast.backend import load_ops
 
@@ -135,19 +134,12 @@ def surroundings() -> dict[str, str]:
     """Device, versions and commit."""
     import triton
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     return {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cuda": str(torch.version.cuda),
-        "commit": commit,
+        "commit": commit(),
     }
 
 

@@ -1,0 +1,19 @@
+"""Which commit a measurement was made of."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+
+def commit() -> str:
+    """The commit of this checkout, or what COMMIT says where only the files were copied."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return found or os.environ.get("COMMIT", "uncommitted")
