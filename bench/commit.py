@@ -8,7 +8,9 @@ from pathlib import Path
 
 
 def commit() -> str:
-    """The commit of this checkout, or what COMMIT says where only the files were copied."""
+    """The commit of this checkout, or what COMMIT says, where only the files were copied."""
+    if os.environ.get("COMMIT"):
+        return os.environ["COMMIT"]
     found = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent,
@@ -16,4 +18,4 @@ def commit() -> str:
         text=True,
         check=False,
     ).stdout.strip()
-    return found or os.environ.get("COMMIT", "uncommitted")
+    return found or "uncommitted"

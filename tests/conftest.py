@@ -49,6 +49,7 @@ class GpuTally:
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(GpuTally(), "gpu_tally")
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # as runs have it, unless they ask for TF32
 
 
 @pytest.fixture(autouse=True)

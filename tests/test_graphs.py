@@ -25,11 +25,13 @@ from mudreamer_fast.graphs import (
     Tensors,
     capture_maker,
 )
+from mudreamer_fast.kernels.device import INTERPRETED
 from mudreamer_fast.optim import ClippedAdam
 from tests import tiny
 from tests.graph_emulator import CaptureError, EmulatedCapture
 from tests.tolerances import ALIKE
 
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="the kernels run on a GPU")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SEEN = {"vector": tiny.VECTOR}
 ACTIONS = {"continuous": tiny.CONTINUOUS, "discrete": tiny.DISCRETE}
@@ -265,6 +267,7 @@ def test_agent_learns_the_same_from_a_graph_under_every_option(
     assert_same_updates(graphed, plain, seeds, tiny.CONTINUOUS, seen=seen)
 
 
+@interpreted
 @pytest.mark.parametrize(
     ("action", "placement"), [("continuous", "posterior"), ("discrete", "none")]
 )
@@ -310,7 +313,11 @@ def acted_alike(one: Agent, other: Agent, rows: int, modes: list[str]) -> bool:
 
 @pytest.mark.parametrize(
     ("action", "backend"),
-    [("continuous", "reference"), ("discrete", "reference"), ("continuous", "fused")],
+    [
+        ("continuous", "reference"),
+        ("discrete", "reference"),
+        pytest.param("continuous", "fused", marks=interpreted),
+    ],
 )
 def test_agent_acts_the_same_bitwise_from_a_graph(
     captures: list[EmulatedCapture], action: str, backend: str
