@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ SHARED_LIMIT = {80: 166_912, 90: 232_448}
 REGISTERS = 80
 """Above what any kernel takes (64), and low enough for six warps on each scheduler. Persistent
 kernels have a multiprocessor to themselves, and all of its registers."""
-SPILLED = {"L": 8}
-"""Bytes of stack a thread, by size: one address, back through a state of 2048."""
+SPILLED = {"L": 8} | ({"S": 16} if version("triton").startswith("3.6.") else {})
+"""Bytes of stack a thread, by size: one address, back through a state of 2048; and what Triton 3.6
+makes of float32 at size S for sm_80."""
 BARRIERS = 5
 
 
