@@ -48,7 +48,7 @@ typecheck: setup  ## Check types
 	mypy
 
 bench: setup  ## Run the benchmarks; ARGS="..." goes to pytest
-	python -m mudreamer_fast.allocator -m pytest bench --benchmark-only $(ARGS)
+	python -m mudreamer_fast.machine.allocator -m pytest bench --benchmark-only $(ARGS)
 
 clean:  ## Remove what was built, but not the environment
 	rm -rf build dist *.egg-info mudreamer_fast/*.so .mypy_cache .pytest_cache .ruff_cache

@@ -18,7 +18,7 @@ import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mudreamer_fast.metrics import METRICS_FILE, read_lines
+from mudreamer_fast.run.metrics import METRICS_FILE, read_lines
 
 FEATURES = {"encoder": "features of one image", "model_state": "model state"}
 

@@ -7,7 +7,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.providers import compare, draw, needs_gpu
-from mudreamer_fast.weights import BatchNormState, NormLinear
+from mudreamer_fast.ops.signatures import BatchNormState, NormLinear
 
 pytestmark = needs_gpu
 

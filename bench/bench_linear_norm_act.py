@@ -6,7 +6,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.providers import compare, draw, needs_gpu
-from mudreamer_fast.weights import Linear, MlpWeights, NormLinear
+from mudreamer_fast.ops.signatures import Linear, MlpWeights, NormLinear
 
 pytestmark = needs_gpu
 

@@ -10,7 +10,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.providers import compare, draw, needs_gpu
-from mudreamer_fast.weights import Linear, MlpWeights, NormLinear, RssmWeights
+from mudreamer_fast.ops.signatures import Linear, MlpWeights, NormLinear, RssmWeights
 
 ROWS, HORIZON, DETER, HIDDEN, GROUPS, CLASSES, ACTIONS = 1024, 15, 512, 512, 32, 32, 6
 LATENTS = GROUPS * CLASSES

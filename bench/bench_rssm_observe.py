@@ -8,7 +8,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.providers import PROVIDERS, backward, compare, draw, needs_gpu
-from mudreamer_fast.weights import BatchNormState, Linear, NormLinear, RssmWeights
+from mudreamer_fast.ops.signatures import BatchNormState, Linear, NormLinear, RssmWeights
 
 ROWS, STEPS, EMBED, DETER, HIDDEN, GROUPS, CLASSES, ACTIONS = 16, 64, 4096, 512, 512, 32, 32, 6
 LATENTS = GROUPS * CLASSES

@@ -1,7 +1,7 @@
 """One update of size S on the CPU, whole and by part: batch 16x64, horizon 15, float32.
 
 Run under the allocator of a training run:
-`python -m mudreamer_fast.allocator -m pytest bench/bench_update.py --benchmark-only -s`.
+`python -m mudreamer_fast.machine.allocator -m pytest bench/bench_update.py --benchmark-only -s`.
 `MUDREAMER_BENCH_THREADS` sets the threads (2). Parts are timed one after the other within each
 round, so that they and the whole see the same machine; a part's gradients are those that the update
 takes, no more.

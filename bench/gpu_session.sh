@@ -31,8 +31,8 @@ for part in $parts; do
     case $part in
     tests)
         "$python" -m pytest -q tests/kernels tests/replay/test_prefetch.py tests/test_agent.py tests/test_update.py \
-            tests/test_backend.py tests/test_graphs.py tests/test_learner.py \
-            tests/test_selfcheck.py \
+            tests/backend/test_load.py tests/backend/test_cuda_graph.py tests/test_learner.py \
+            tests/backend/test_selfcheck.py \
             --junitxml "$results/$name-tests.xml" || failed+=("$part")
         ;;
     sanitizer)

@@ -29,16 +29,16 @@ from torch import Tensor
 import mudreamer_fast
 from bench.commit import commit
 from bench.ridge import Floats, probe, split, summary
-from mudreamer_fast import checkpoint
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.collect import random_policy
 from mudreamer_fast.config import Config, ConfigError, EnvConfig
+from mudreamer_fast.disk import checkpoint
 from mudreamer_fast.envs import Policy, VectorEnv, make_env
 from mudreamer_fast.envs.graphics import try_to_load_egl
 from mudreamer_fast.envs.tasks import find_task
-from mudreamer_fast.machine import resolve_device, settle_arithmetic
+from mudreamer_fast.machine.device import resolve_device, settle_arithmetic
 from mudreamer_fast.networks import features
-from mudreamer_fast.run_folder import RunFolder, read_config, write_json
+from mudreamer_fast.run.folder import RunFolder, read_config, write_json
 
 FRAMES_AT_ONCE = 256
 

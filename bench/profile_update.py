@@ -22,10 +22,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.providers import surroundings
 from mudreamer_fast.agent import Agent
+from mudreamer_fast.backend.cuda_graph import SETTLING_CALLS
 from mudreamer_fast.config import Config
 from mudreamer_fast.envs import ActionSpec, ArraySpec
-from mudreamer_fast.graphs import SETTLING_CALLS
-from mudreamer_fast.machine import settle_arithmetic
+from mudreamer_fast.machine.device import settle_arithmetic
 
 ACTIONS, UPDATES, KERNELS = 6, 10, 25
 ACTING_STEPS, ENVIRONMENTS = 50, (1, 4, 16, 64)

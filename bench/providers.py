@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bench.commit import commit
 from bench.roofline import count, limits
-from mudreamer_fast.backend import load_ops
+from mudreamer_fast.backend.load import load_ops
 
 ROUNDS = 20
 CALLS = 10

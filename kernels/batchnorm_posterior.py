@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mudreamer_fast.kernels.checks import check
-from mudreamer_fast.weights import BatchNormState, NormLinear
+from mudreamer_fast.ops.signatures import BatchNormState, NormLinear
 
 COLUMNS = 16
 """Columns of a program: few, as the 512 of size S are all there is to share out."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mudreamer_fast.kernels import tiles
 from mudreamer_fast.kernels.checks import check
-from mudreamer_fast.weights import NormLinear
+from mudreamer_fast.ops.signatures import NormLinear
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mudreamer_fast.kernels import tiles
 from mudreamer_fast.kernels.checks import check
-from mudreamer_fast.weights import MlpWeights, NormLinear
+from mudreamer_fast.ops.signatures import MlpWeights, NormLinear
 
 
 @triton.jit

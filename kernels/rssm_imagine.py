@@ -21,7 +21,7 @@ from mudreamer_fast.kernels.categorical import SampleFunction
 from mudreamer_fast.kernels.checks import check
 from mudreamer_fast.kernels.layernorm_gru import GruCellFunction
 from mudreamer_fast.kernels.linear_norm_act import NormActFunction
-from mudreamer_fast.weights import Imagined, Linear, MlpWeights, NormLinear, RssmWeights
+from mudreamer_fast.ops.signatures import Imagined, Linear, MlpWeights, NormLinear, RssmWeights
 
 MIN_STD = 0.1
 MAX_STD = 1.0
@@ -32,7 +32,7 @@ POLICY_TILE = 256
 
 
 @triton.jit
-def rssm_imagine_fwd_kernel(
+def rssm_imagine_action_fwd_kernel(
     p_policy,  # (rows, 2 * SIZE), contiguous: mean before its tanh, std before its sigmoid
     p_noise,  # (rows, SIZE), row stride s_noise
     p_action,  # (rows, SIZE), contiguous
@@ -63,7 +63,7 @@ def rssm_imagine_fwd_kernel(
 
 
 @triton.jit
-def rssm_imagine_bwd_kernel(
+def rssm_imagine_action_bwd_kernel(
     p_grad_bounded,  # (rows, SIZE), row stride s_grad_bounded
     p_grad_action,  # (rows, SIZE), row stride s_grad_action; unread without EXTRA
     p_policy,  # (rows, 2 * SIZE), contiguous
@@ -256,7 +256,7 @@ def _act(policy: Tensor, noise: Tensor, action: Tensor, bounded: Tensor, shape: 
         bounded.copy_(action)
         return
     if action.numel():
-        rssm_imagine_fwd_kernel[(triton.cdiv(action.numel(), POLICY_TILE),)](
+        rssm_imagine_action_fwd_kernel[(triton.cdiv(action.numel(), POLICY_TILE),)](
             policy, noise, action, bounded, noise.stride(0), bounded.stride(0), action.numel(),
             actions, MIN_STD, MAX_STD, UNIT_INIT_STD, POLICY_TILE, num_warps=4,
         )  # fmt: skip
@@ -280,7 +280,7 @@ def _act_bwd(
         return
     if action.numel():
         extra = grad_bounded if grad_action is None else grad_action
-        rssm_imagine_bwd_kernel[(triton.cdiv(action.numel(), POLICY_TILE),)](
+        rssm_imagine_action_bwd_kernel[(triton.cdiv(action.numel(), POLICY_TILE),)](
             grad_bounded, extra, policy, noise, action, grad_policy, grad_bounded.stride(0),
             extra.stride(0), noise.stride(0), action.numel(), actions, MIN_STD, MAX_STD,
             UNIT_INIT_STD, grad_action is not None, POLICY_TILE, num_warps=4,

@@ -23,9 +23,9 @@ from mudreamer_fast.kernels.categorical import SampleFunction
 from mudreamer_fast.kernels.checks import check
 from mudreamer_fast.kernels.layernorm_gru import GruCellFunction
 from mudreamer_fast.kernels.linear_norm_act import NormActFunction, linear_norm_act
-from mudreamer_fast.kernels.rssm_observe_bwd import pull_persistently
-from mudreamer_fast.kernels.rssm_observe_fwd import MAX_ROWS, Filled, run_persistently
-from mudreamer_fast.weights import BatchNormState, Observed, RssmWeights
+from mudreamer_fast.kernels.rssm_observe_persistent_bwd import pull_persistently
+from mudreamer_fast.kernels.rssm_observe_persistent_fwd import MAX_ROWS, Filled, run_persistently
+from mudreamer_fast.ops.signatures import BatchNormState, Observed, RssmWeights
 
 ALIGNMENT = 16
 """Elements that rows are padded to: what tensor cores read, and what a load takes at once."""
@@ -33,7 +33,7 @@ TILE = 1024
 
 
 @triton.jit
-def rssm_observe_fwd_kernel(
+def rssm_observe_reset_kernel(
     p_deter,  # (rows, DETER), row stride s_deter
     p_stoch,  # (rows, LATENTS), row stride s_stoch
     p_first,  # (rows,) bool, element stride s_first
@@ -182,7 +182,7 @@ def _start(
         sizes: U, D and G*C.
     """
     hidden, width, latents = sizes
-    rssm_observe_fwd_kernel[(len(row), triton.cdiv(width + latents, TILE))](
+    rssm_observe_reset_kernel[(len(row), triton.cdiv(width + latents, TILE))](
         *state, first, *fresh, row[:, hidden:], state[0].stride(0), state[1].stride(0),
         first.stride(0), row.stride(0), width, latents, TILE, num_warps=4,
     )  # fmt: skip

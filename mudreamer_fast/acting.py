@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mudreamer_fast.backend.cuda_graph import Capture, Graphed, Tensors
 from mudreamer_fast.config import ActionChoice
-from mudreamer_fast.distributions import bound_action
 from mudreamer_fast.envs.vector_env import ActionSpec
-from mudreamer_fast.graphs import Capture, Graphed, Tensors
 from mudreamer_fast.networks import ActionHead, Encoder, Rssm, features
+from mudreamer_fast.ops.distributions import bound_action
 
 
 @dataclass

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from mudreamer_fast.acting import Acting, PolicyState
 from mudreamer_fast.actor_critic import ActorCritic
-from mudreamer_fast.backend import load_ops, resolve_backend
+from mudreamer_fast.backend.cuda_graph import Graphed, Tensors, capture_maker
+from mudreamer_fast.backend.load import load_ops, resolve_backend
 from mudreamer_fast.config import ActionChoice, BehaviourConfig, Config, ModelConfig
 from mudreamer_fast.envs.vector_env import ActionSpec, ArraySpec
-from mudreamer_fast.graphs import Graphed, Tensors, capture_maker
 from mudreamer_fast.imagination import imagine
-from mudreamer_fast.machine import SeedUse, derived_seed
+from mudreamer_fast.machine.seeds import SeedUse, derived_seed
 from mudreamer_fast.networks import features
 from mudreamer_fast.optim import ClippedAdam, move_average
 from mudreamer_fast.world_model import WorldModel

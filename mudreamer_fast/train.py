@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mudreamer_fast import machine
 from mudreamer_fast.config import Config
-from mudreamer_fast.results import TrainResult
-from mudreamer_fast.trainer import Trainer
+from mudreamer_fast.machine.signals import Stopped, StopSignals
+from mudreamer_fast.run.results import TrainResult
+from mudreamer_fast.run.trainer import Trainer
 
 __all__ = ["TrainResult", "train"]
 
@@ -38,7 +38,7 @@ def train(config: Config, run_dir: str | os.PathLike[str], resume: bool = False)
             that is taken.
         checkpoint.CheckpointError: nothing to resume, or nothing that can be read.
     """
-    with machine.StopSignals() as stop, Trainer(config, Path(run_dir), resume, stop) as run:
+    with StopSignals() as stop, Trainer(config, Path(run_dir), resume, stop) as run:
         try:
             run.measure_random_policy()
             while not run.finished():
@@ -50,6 +50,6 @@ def train(config: Config, run_dir: str | os.PathLike[str], resume: bool = False)
                 stop.raise_if_received()
             run.save()
             return run.finish(run.evaluate(film=True))
-        except machine.Stopped:
+        except Stopped:
             run.save()
             return run.result(None)

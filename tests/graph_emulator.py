@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from mudreamer_fast.graphs import Recorded, Tensors
+from mudreamer_fast.backend.cuda_graph import Recorded, Tensors
 
 aten = torch.ops.aten
 

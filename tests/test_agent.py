@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.envs.vector_env import ActionSpec
-from mudreamer_fast.machine import SeedUse, derived_seed
+from mudreamer_fast.machine.seeds import SeedUse, derived_seed
 from tests import tiny
 from tests.tolerances import ALIKE, LEARNED_ALIKE, OVERFIT_RATIO, REORDERED, assert_close
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mudreamer_fast import checkpoint
 from mudreamer_fast.config import ConfigError, EnvConfig
-from mudreamer_fast.trainer import Trainer
+from mudreamer_fast.disk import checkpoint
+from mudreamer_fast.run.trainer import Trainer
 from tests import tiny_run
 from tests.envs import test_backends_agree, test_envpool_env, test_simulators, test_tasks
 from tests.envs.rollouts import make

@@ -11,19 +11,24 @@ import numpy as np
 import pytest
 import torch
 
-from mudreamer_fast import checkpoint, kernels, machine, reference, reporting, trainer
+from mudreamer_fast import kernels, reference
 from mudreamer_fast.config import Config, ConfigError
-from mudreamer_fast.metrics import read_lines
-from mudreamer_fast.trainer import Trainer
+from mudreamer_fast.disk import checkpoint
+from mudreamer_fast.machine.device import settle_arithmetic
+from mudreamer_fast.machine.seeds import SeedUse
+from mudreamer_fast.run import reporter as reporter_module
+from mudreamer_fast.run import trainer
+from mudreamer_fast.run.metrics import read_lines
+from mudreamer_fast.run.trainer import Trainer
 from tests import (
     test_agent,
     test_config_data,
     test_config_effects,
-    test_graphs,
-    test_machine,
     test_train,
     tiny_run,
 )
+from tests.backend import test_cuda_graph
+from tests.machine import test_device
 from tests.tiny import settings
 from tests.tiny_run import start, step
 
@@ -38,7 +43,7 @@ def made_envs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def _arithmetic() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
-    machine.settle_arithmetic(threads, tf32=False)
+    settle_arithmetic(threads, tf32=False)
 
 
 @pytest.fixture
@@ -47,7 +52,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     clock = SimpleNamespace(now=1000.0)
     stopped = SimpleNamespace(monotonic=lambda: clock.now)
     monkeypatch.setattr(trainer, "time", stopped)
-    monkeypatch.setattr(reporting, "time", stopped)
+    monkeypatch.setattr(reporter_module, "time", stopped)
     return clock
 
 
@@ -192,7 +197,7 @@ def test_seed_is_that_of_everything_drawn(tmp_path: Path, made_envs: list[tuple[
         with start(tiny_run.config(seed=seed), tmp_path / name) as run:
             for _ in range(12):
                 run.collect()
-            state = run.learner.acting.initial_state(2, run._seed(machine.SeedUse.ACT))
+            state = run.learner.acting.initial_state(2, run._seed(SeedUse.ACT))
             drawn.append({
                 "environments": np.array(made_envs[-1]),
                 "actions at random": run.replay.state_dict()["fields"]["action"],
@@ -222,10 +227,10 @@ SHOWN = {
     "train.max_minutes": test_max_minutes_end_a_run,
     "train.device": (
         test_device_is_where_the_agent_lives,
-        test_machine.test_device_auto_is_the_gpu_where_there_is_one,
+        test_device.test_device_auto_is_the_gpu_where_there_is_one,
     ),
     "train.backend": test_backend_is_what_computes,
-    "train.cuda_graph": test_graphs.test_agent_learns_the_same_bitwise_from_a_graph,
+    "train.cuda_graph": test_cuda_graph.test_agent_learns_the_same_bitwise_from_a_graph,
     "train.tf32": test_tf32_is_settled_for_a_run,
     "train.threads": test_threads_are_settled_for_a_run,
     "train.overlap": test_overlap_acts_on_a_copy_while_another_thread_learns,

@@ -12,11 +12,11 @@ import torch
 
 from bench import probe as tool
 from bench.ridge import STRENGTHS, Floats, probe, split, summary
-from mudreamer_fast import checkpoint
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.collect import random_policy
 from mudreamer_fast.config import ConfigError
-from mudreamer_fast.run_folder import RunFolder, write_config
+from mudreamer_fast.disk import checkpoint
+from mudreamer_fast.run.folder import RunFolder, write_config
 from tests import tiny, tiny_run
 from tests.tiny_env import TinyEnv
 from tests.tolerances import REORDERED, assert_close

@@ -19,19 +19,21 @@ import pytest
 import torch
 from PIL import Image
 
-from mudreamer_fast import checkpoint, checkpoint_files, machine, scoring, trainer
 from mudreamer_fast.acting import Acting
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.collect import random_policy
 from mudreamer_fast.config import Config, ConfigError, ModelConfig
+from mudreamer_fast.disk import arrays, checkpoint
 from mudreamer_fast.envs import EnvError
 from mudreamer_fast.learner import Learner
-from mudreamer_fast.machine import SeedUse
-from mudreamer_fast.metrics import read_lines
-from mudreamer_fast.run_folder import read_config
-from mudreamer_fast.scoring import score_run
+from mudreamer_fast.machine.memory import RESERVED_BYTES
+from mudreamer_fast.machine.seeds import SeedUse, derived_seed, seed_everything
+from mudreamer_fast.run import scoring, trainer
+from mudreamer_fast.run.folder import read_config
+from mudreamer_fast.run.metrics import read_lines
+from mudreamer_fast.run.scoring import score_run
+from mudreamer_fast.run.trainer import Trainer
 from mudreamer_fast.train import train
-from mudreamer_fast.trainer import Trainer
 from tests import tiny_run
 from tests.patience import PATIENCE_SECONDS
 from tests.tiny_run import start, step
@@ -160,7 +162,7 @@ def test_nothing_that_a_run_draws_shares_its_seed_with_anything_else(
     for module in (trainer, scoring):
         monkeypatch.setattr(module, "random_policy", recording(random_policy, 2))
     monkeypatch.setattr(Acting, "initial_state", recording(Acting.initial_state, 2))
-    monkeypatch.setattr(machine, "seed_everything", recording(machine.seed_everything, 0))
+    monkeypatch.setattr(trainer, "seed_everything", recording(seed_everything, 0))
     monkeypatch.setattr(torch, "manual_seed", recording(torch.manual_seed, 0))
     with start(tiny_run.config(), tmp_path) as run:
         run.measure_random_policy()
@@ -168,7 +170,7 @@ def test_nothing_that_a_run_draws_shares_its_seed_with_anything_else(
         run.evaluate()
         seeds += [run.agent.generator.initial_seed(), run._seed(SeedUse.REPLAY)]
     used = {*seeds, *(seed for _, seed in made_envs)}
-    assert used == {machine.derived_seed(0, use) for use in SeedUse}
+    assert used == {derived_seed(0, use) for use in SeedUse}
     assert len(used) == len(SeedUse)
     # Of each but two: evaluations share their environments, the generator of torch is one of all.
     assert len(seeds) + len(made_envs) == len(SeedUse) + 2
@@ -432,7 +434,7 @@ def test_resumed_run_keeps_the_baseline_and_plays_new_episodes(
     assert (first.env_steps, second.env_steps) == (60, 140)
     assert second.updates > first.updates
     assert second.seconds > first.seconds
-    assert made_envs[0] != (2, machine.derived_seed(0, SeedUse.COLLECT, 0))
+    assert made_envs[0] != (2, derived_seed(0, SeedUse.COLLECT, 0))
     assert len(made_envs) == 3  # no second measurement of the random policy
     rows = lines(tmp_path)
     steps = [row["env_steps"] for row in rows]
@@ -514,16 +516,16 @@ def test_full_disk_at_a_checkpoint_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     attempts = 0
-    close = checkpoint_files.ChecksummedFile.close
+    close = arrays.ChecksummedFile.close
 
-    def full_twice(file: checkpoint_files.ChecksummedFile) -> None:
+    def full_twice(file: arrays.ChecksummedFile) -> None:
         nonlocal attempts
         close(file)
         attempts += 1
         if attempts <= 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint_files.ChecksummedFile, "close", full_twice)
+    monkeypatch.setattr(arrays.ChecksummedFile, "close", full_twice)
     result = train(tiny_run.config(checkpoint_every_seconds=1e-6), tmp_path)
     assert result.env_steps == 120
     warnings = [w for w in capsys.readouterr().err.splitlines() if w.startswith("warning")]
@@ -574,7 +576,7 @@ def test_time_left_keeps_the_final_evaluation_back(tmp_path: Path, clock: Simple
 def test_replay_beyond_the_memory_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "available_bytes", lambda: machine.RESERVED_BYTES + 999)
+    monkeypatch.setattr(trainer, "available_bytes", lambda: RESERVED_BYTES + 999)
     with pytest.raises(ConfigError, match="steps would fit"):
         train(tiny_run.config(), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
@@ -583,7 +585,7 @@ def test_replay_beyond_the_memory_is_refused_before_anything_is_written(
 def test_replay_beyond_the_disk_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "disk_bytes", lambda folder: machine.RESERVED_BYTES + 999)
+    monkeypatch.setattr(trainer, "disk_bytes", lambda folder: RESERVED_BYTES + 999)
     with pytest.raises(ConfigError, match=r"GiB of disk .* steps would fit"):
         train(tiny_run.config(replay={"storage": "disk"}), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mudreamer_fast import reference
 from mudreamer_fast.networks import features
-from mudreamer_fast.weights import Observed
+from mudreamer_fast.ops.signatures import Observed
 from mudreamer_fast.world_model import WorldModel
 from tests import tiny
 from tests.tolerances import HAND, PLAIN_LOOP, assert_close

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mudreamer_fast.config import BehaviourConfig, Config, ModelConfig, TrainConfig
 from mudreamer_fast.envs.vector_env import ActionSpec, ArraySpec
-from mudreamer_fast.weights import Linear, MlpWeights, NormLinear, RssmWeights
+from mudreamer_fast.ops.signatures import Linear, MlpWeights, NormLinear, RssmWeights
 
 VECTOR = ArraySpec((3,), np.dtype(np.float32))
 IMAGE = ArraySpec((3, 64, 64), np.dtype(np.uint8))

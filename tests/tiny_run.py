@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from mudreamer_fast import machine, scoring, trainer
 from mudreamer_fast.config import Config, EnvConfig, ReplayConfig, TrainConfig
-from mudreamer_fast.trainer import Trainer
+from mudreamer_fast.machine.signals import StopSignals
+from mudreamer_fast.run import scoring, trainer
+from mudreamer_fast.run.trainer import Trainer
 from tests import tiny
 from tests.tiny_env import TinyEnv
 
@@ -77,7 +78,7 @@ def patch_envs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 def start(config: Config, folder: Path, resume: bool = False) -> Trainer:
     """A run that nothing stops."""
-    return Trainer(config, folder, resume, machine.StopSignals())
+    return Trainer(config, folder, resume, StopSignals())
 
 
 def step(run: Trainer, times: int) -> None:
@@ -98,7 +99,7 @@ def options(config: Config, run_dir: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    from mudreamer_fast.cli import main
+    from mudreamer_fast.cli.main import main
 
     trainer.make_env = scoring.make_env = make_env  # type: ignore[assignment]
     sys.exit(main())

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mudreamer_fast.config import ModelConfig
-from mudreamer_fast.distributions import Policy, policy_distribution
 from mudreamer_fast.networks.layers import Mlp
+from mudreamer_fast.ops.distributions import Policy, policy_distribution
 
 
 class ActionHead(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mudreamer_fast.config import ModelConfig
 from mudreamer_fast.networks.layers import RunningStatistics, init_weight
-from mudreamer_fast.symlog import symlog
+from mudreamer_fast.ops.symlog import symlog
 
 CONV_LAYERS = 4
 IMAGE_SIZE = 64

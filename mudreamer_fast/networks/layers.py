@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mudreamer_fast.weights import BatchNormState, Linear, MlpWeights, NormLinear
+from mudreamer_fast.ops.signatures import BatchNormState, Linear, MlpWeights, NormLinear
 
 Init = Literal["normal", "xavier", "zero"]
 TRUNCATED_STD = 0.87962566103423978

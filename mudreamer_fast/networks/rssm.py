@@ -14,7 +14,7 @@ from mudreamer_fast.networks.layers import (
     NormLinearParameters,
     RunningStatistics,
 )
-from mudreamer_fast.weights import MlpWeights, RssmWeights
+from mudreamer_fast.ops.signatures import MlpWeights, RssmWeights
 
 
 class Rssm(nn.Module):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mudreamer_fast.weights import BatchNormState, NormLinear
+from mudreamer_fast.ops.signatures import BatchNormState, NormLinear
 
 
 def batchnorm_posterior(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mudreamer_fast.distributions import (
+from mudreamer_fast.ops.distributions import (
     one_hot_straight_through,
     sample_index,
     unimix_log_probs,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mudreamer_fast.weights import NormLinear
+from mudreamer_fast.ops.signatures import NormLinear
 
 
 def layernorm_gru(u: Tensor, h: Tensor, layer: NormLinear, eps: float) -> Tensor:

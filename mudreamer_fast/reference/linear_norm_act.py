@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from mudreamer_fast.weights import MlpWeights, NormLinear
+from mudreamer_fast.ops.signatures import MlpWeights, NormLinear
 
 
 def linear_norm_act(x: Tensor, layer: NormLinear, eps: float) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mudreamer_fast.distributions import policy_distribution
+from mudreamer_fast.ops.distributions import policy_distribution
+from mudreamer_fast.ops.signatures import Imagined, MlpWeights, RssmWeights
 from mudreamer_fast.reference.categorical import categorical_sample
 from mudreamer_fast.reference.linear_norm_act import mlp
 from mudreamer_fast.reference.rssm_step import rssm_prior, rssm_sequence
-from mudreamer_fast.weights import Imagined, MlpWeights, RssmWeights
 
 
 def rssm_imagine(

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mudreamer_fast.ops.signatures import BatchNormState, Observed, RssmWeights
 from mudreamer_fast.reference.batchnorm_posterior import batchnorm_posterior
 from mudreamer_fast.reference.categorical import categorical_sample
 from mudreamer_fast.reference.rssm_step import rssm_prior, rssm_sequence
-from mudreamer_fast.weights import BatchNormState, Observed, RssmWeights
 
 
 def rssm_initial(weights: RssmWeights, groups: int, eps: float) -> tuple[Tensor, Tensor]:

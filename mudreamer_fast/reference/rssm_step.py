@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mudreamer_fast.distributions import bound_action
+from mudreamer_fast.ops.distributions import bound_action
+from mudreamer_fast.ops.signatures import RssmWeights
 from mudreamer_fast.reference.layernorm_gru import layernorm_gru
 from mudreamer_fast.reference.linear_norm_act import linear_norm_act
-from mudreamer_fast.weights import RssmWeights
 
 
 def rssm_prior(deter: Tensor, weights: RssmWeights, groups: int, eps: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mudreamer_fast.symlog import symexp, symlog
+from mudreamer_fast.ops.symlog import symexp, symlog
 
 LIMIT = 20.0
 """The bins span [-LIMIT, LIMIT] in symlog space."""

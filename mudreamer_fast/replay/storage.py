@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mudreamer_fast._replay import Replay
-from mudreamer_fast.manifest import ManifestError, read_manifest, write_manifest
+from mudreamer_fast.disk.manifest import ManifestError, read_manifest, write_manifest
 from mudreamer_fast.replay.batch import Layout
 
 KIND = "replay buffer"

@@ -61,9 +61,9 @@ KERNELS: list[tuple[str, str, dict[str, Any], int]] = [
     ("two_hot", "two_hot_mean_bwd", ROW, 1),
     ("lambda_return", "lambda_return_fwd", RETURN, 2),
     ("lambda_return", "lambda_return_bwd", RETURN, 2),
-    ("rssm_observe", "rssm_observe_fwd", START, 4),
-    ("rssm_imagine", "rssm_imagine_fwd", POLICY, 4),
-    ("rssm_imagine", "rssm_imagine_bwd", POLICY | {"EXTRA": True}, 4),
+    ("rssm_observe", "rssm_observe_reset", START, 4),
+    ("rssm_imagine", "rssm_imagine_action_fwd", POLICY, 4),
+    ("rssm_imagine", "rssm_imagine_action_bwd", POLICY | {"EXTRA": True}, 4),
 ]
 FLOAT_SCALARS = ("eps", "discount", "lam")
 
@@ -150,7 +150,7 @@ def row_kernels(architecture: int) -> Iterator[dict[str, Any]]:
 
 def persistent_kernels(architecture: int) -> Iterator[dict[str, Any]]:
     """The kernels whose programs wait for one another."""
-    forward = import_module("mudreamer_fast.kernels.rssm_observe_fwd")
+    forward = import_module("mudreamer_fast.kernels.rssm_observe_persistent_fwd")
     for direction in ("fwd", "bwd"):
         name = f"rssm_observe_persistent_{direction}_kernel"
         kernel = getattr(import_module(f"mudreamer_fast.kernels.rssm_observe_{direction}"), name)

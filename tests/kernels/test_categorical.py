@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mudreamer_fast import kernels, reference
-from mudreamer_fast.distributions import unimix_probs
+from mudreamer_fast.ops.distributions import unimix_probs
 from tests.kernels.agreement import DEVICE, assert_agrees
 
 SHAPES = [((7,), 3, 5), ((2, 3), 4, 16), ((1,), 1, 1), ((3,), 32, 32), ((2,), 5, 65), ((0,), 2, 4)]

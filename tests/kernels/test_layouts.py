@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mudreamer_fast import backend, selfcheck
+from mudreamer_fast.backend import load, selfcheck
 from tests.kernels.agreement import DEVICE
 from tests.tolerances import REORDERED, assert_close
 
@@ -31,7 +31,7 @@ def reversed_axes(tensor: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["fused", "persistent"])
 def test_gradients_do_not_depend_on_the_layout_of_those_that_come_in(name: str) -> None:
-    ops = backend.load_ops(name)
+    ops = load.load_ops(name)
     for case in selfcheck.cases():
         if name == "persistent" and case.op != "rssm_observe":
             continue

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mudreamer_fast import kernels, reference
-from mudreamer_fast.weights import Linear, MlpWeights, NormLinear
+from mudreamer_fast.ops.signatures import Linear, MlpWeights, NormLinear
 from tests.kernels.agreement import DEVICE, assert_agrees
 
 EPS = 1e-3

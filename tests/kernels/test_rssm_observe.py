@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mudreamer_fast import kernels, reference
-from mudreamer_fast.weights import BatchNormState, Linear, NormLinear, RssmWeights
+from mudreamer_fast.ops.signatures import BatchNormState, Linear, NormLinear, RssmWeights
 from tests import tiny
 from tests.kernels.agreement import (
     DEVICE,

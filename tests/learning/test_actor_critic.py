@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mudreamer_fast import reference
 from mudreamer_fast.actor_critic import ActorCritic
-from mudreamer_fast.distributions import bound_action
 from mudreamer_fast.imagination import Trajectory
+from mudreamer_fast.ops.distributions import bound_action
 from mudreamer_fast.optim import move_average
 from tests import tiny
 from tests.learning.training import MARGIN, adam

@@ -14,7 +14,7 @@ from torch.distributions import Categorical, Normal
 
 from mudreamer_fast import reference
 from mudreamer_fast.networks import ActionHead, ContinueHead, ScalarHead
-from mudreamer_fast.symlog import symexp
+from mudreamer_fast.ops.symlog import symexp
 from tests import tiny
 from tests.learning.training import MARGIN, train
 from tests.tolerances import KNOWS_FUNCTION

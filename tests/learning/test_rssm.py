@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mudreamer_fast import reference
 from mudreamer_fast.networks import Rssm
-from mudreamer_fast.weights import Observed
+from mudreamer_fast.ops.signatures import Observed
 from tests import tiny
 from tests.learning.training import MARGIN, train
 from tests.tolerances import READS_LATENTS

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mudreamer_fast import reference
-from mudreamer_fast.distributions import OneHotCategorical, ScaledNormal
 from mudreamer_fast.networks import ActionHead, ContinueHead, ScalarHead
+from mudreamer_fast.ops.distributions import OneHotCategorical, ScaledNormal
 from tests import tiny
 from tests.tolerances import HAND, ZERO_HEAD, assert_close
 

@@ -5,7 +5,7 @@ import torch
 
 from mudreamer_fast import reference
 from mudreamer_fast.networks import Rssm, features
-from mudreamer_fast.weights import Observed
+from mudreamer_fast.ops.signatures import Observed
 from tests import tiny
 from tests.tolerances import HAND, assert_close
 

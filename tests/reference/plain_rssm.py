@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mudreamer_fast.weights import BatchNormState, MlpWeights, NormLinear, RssmWeights
+from mudreamer_fast.ops.signatures import BatchNormState, MlpWeights, NormLinear, RssmWeights
 
 Outputs = dict[str, Tensor]
 

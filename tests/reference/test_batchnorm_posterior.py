@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mudreamer_fast.ops.signatures import BatchNormState, NormLinear
 from mudreamer_fast.reference import batchnorm_posterior
-from mudreamer_fast.weights import BatchNormState, NormLinear
 from tests.tolerances import HAND, assert_close
 
 F64 = torch.float64

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mudreamer_fast.distributions import sample_index, unimix_probs
+from mudreamer_fast.ops.distributions import sample_index, unimix_probs
 from mudreamer_fast.reference import categorical_entropy, categorical_kl, categorical_sample
 from tests.tolerances import HAND, assert_close
 

@@ -4,8 +4,8 @@ import math
 
 import torch
 
+from mudreamer_fast.ops.signatures import NormLinear
 from mudreamer_fast.reference import layernorm_gru
-from mudreamer_fast.weights import NormLinear
 from tests import tiny
 from tests.tolerances import HAND, assert_close
 

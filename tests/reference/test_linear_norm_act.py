@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
+from mudreamer_fast.ops.signatures import Linear, MlpWeights, NormLinear
 from mudreamer_fast.reference import linear_norm_act, mlp
-from mudreamer_fast.weights import Linear, MlpWeights, NormLinear
 from tests import tiny
 from tests.tolerances import HAND, assert_close
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mudreamer_fast.ops.signatures import BatchNormState
 from mudreamer_fast.reference import rssm_initial, rssm_observe
-from mudreamer_fast.weights import BatchNormState
 from tests import tiny
 from tests.reference import plain_rssm
 from tests.tolerances import HAND, PLAIN_LOOP, assert_close

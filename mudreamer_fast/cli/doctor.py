@@ -1,0 +1,190 @@
+"""Checks what the program needs to run on this machine; nothing is built or downloaded.
+
+What ends a process when it goes wrong (simulators, OpenGL) is tried in a process of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mudreamer_fast.machine.device import resolve_device
+from mudreamer_fast.machine.memory import GIB, available_bytes
+
+TRIAL_SECONDS = 120
+"""After this long a trial in a process of its own counts as failed."""
+LOW_DISK_BYTES = 2 * GIB
+"""Room for the checkpoints of a short run: twice the replay and model of the quick preset."""
+LOW_MEMORY_BYTES = 4 * GIB
+"""Room for a small model and the quick preset's replay."""
+
+_RENDERER_TRIAL = """
+from mudreamer_fast.envs.graphics import renderer_name
+print(renderer_name())
+"""
+_SIMULATOR_TRIAL = """
+import importlib.metadata
+from mudreamer_fast.config import EnvConfig
+from mudreamer_fast.envs import make_env
+config = EnvConfig("dmc/cartpole_balance", backend="{backend}", render_profile="light")
+env = make_env(config, 1, 0)
+image = env.reset().observation["image"]
+env.close()
+if image.std() == 0:
+    raise RuntimeError("images are blank")
+print(importlib.metadata.version("{backend}"), "steps and renders")
+"""
+_KERNELS_TRIAL = """
+import torch
+from mudreamer_fast.backend.load import check_fused
+found = check_fused(torch.device("{device}"))
+wrong = [str(one) for one in found if not one.ok]
+if wrong:
+    raise SystemExit("; ".join(wrong))
+nearest = max(found, key=lambda one: one.error / one.limit)
+print(f"{{len(found)}} uses agree with the reference on {device}; nearest to its limit {{nearest}}")
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found."""
+
+    name: str
+    """What was checked."""
+    ok: bool
+    """Whether training can do with it."""
+    detail: str
+    """What is there, or what is wrong and what to do."""
+
+    def line(self) -> str:
+        """The finding as one line."""
+        return f"{'ok  ' if self.ok else 'FAIL'}  {self.name:12} {' '.join(self.detail.split())}"
+
+
+def examine() -> list[Finding]:
+    """Runs all checks, in the order in which a run would meet the trouble."""
+    envpool, dm_control = _simulator("envpool"), _simulator("dm_control")
+    either = envpool.ok or dm_control.ok
+    first: list[Callable[[], Finding]] = [_python, _torch, _replay]
+    return [
+        *(check() for check in first),
+        *_kernels(),
+        _renderer(),
+        # One simulator is enough: the other's absence is told, not held against the machine.
+        *(
+            Finding(f.name, f.ok or either, f.detail if f.ok else f"not usable: {f.detail}")
+            for f in (envpool, dm_control)
+        ),
+        _video(),
+        _extras(),
+        _disk(),
+        _memory(),
+    ]
+
+
+def _python() -> Finding:
+    good = sys.version_info >= (3, 10)
+    return Finding("python", good, platform.python_version() + ("" if good else ": needs 3.10"))
+
+
+def _torch() -> Finding:
+    try:
+        import torch
+    except ImportError as error:
+        return Finding("torch", False, f"{error}: pip install torch")
+    place = f"CPU, {torch.get_num_threads()} threads; no CUDA GPU"
+    if torch.cuda.is_available():
+        place = ", ".join(
+            torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())
+        )
+    return Finding("torch", True, f"{torch.__version__} on {place}")
+
+
+def _replay() -> Finding:
+    try:
+        module = importlib.import_module("mudreamer_fast._replay")
+    except ImportError as error:
+        return Finding("replay", False, f"the C++ module is missing ({error}): pip install .")
+    return Finding("replay", True, f"C++ module {Path(str(module.__file__)).name}")
+
+
+def _kernels() -> list[Finding]:
+    """The fused operations against the reference, where they can run."""
+    try:
+        from mudreamer_fast.backend.load import fused_runs_on
+    except ImportError:  # no torch, which has been told
+        return []
+    device = resolve_device("auto")
+    if not fused_runs_on(device):
+        return []
+    ok, detail = _trial(_KERNELS_TRIAL.format(device=device))
+    # Training can do without them.
+    return [Finding("kernels", True, detail if ok else f"not usable: {detail}")]
+
+
+def _renderer() -> Finding:
+    ok, detail = _trial(_RENDERER_TRIAL)
+    return Finding("opengl", ok, detail)
+
+
+def _simulator(backend: str) -> Finding:
+    ok, detail = _trial(_SIMULATOR_TRIAL.format(backend=backend))
+    return Finding(backend, ok, detail)
+
+
+def _trial(code: str) -> tuple[bool, str]:
+    """Runs code in a new interpreter; gives success and the last line that it said."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=TRIAL_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"no answer within {TRIAL_SECONDS} s"
+    said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    last = said[-1] if said else f"ended with exit code {done.returncode}"
+    return done.returncode == 0, last
+
+
+def _video() -> Finding:
+    from mudreamer_fast.run.pictures import video_codecs
+
+    codecs = video_codecs()
+    if not codecs:
+        return Finding("video", True, "no encoder (pip install av): videos become GIFs")
+    return Finding("video", True, f"mp4 by {codecs[0]}")
+
+
+def _extras() -> Finding:
+    found = []
+    for name in ("matplotlib", "tensorboard"):
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"no {name}")
+    return Finding("reports", not found[0].startswith("no"), ", ".join(found))
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    detail = f"{free / GIB:.1f} GiB free in {Path.cwd()}"
+    if free < LOW_DISK_BYTES:
+        detail += f": checkpoints may need {LOW_DISK_BYTES / GIB:.0f}, see train.save-replay"
+    return Finding("disk", free >= LOW_DISK_BYTES, detail)
+
+
+def _memory() -> Finding:
+    available = available_bytes()
+    if available is None:
+        return Finding("memory", True, "unknown")
+    detail = f"{available / GIB:.1f} GiB available"
+    if available < LOW_MEMORY_BYTES:
+        detail += ": lower replay.capacity-steps"
+    return Finding("memory", available >= LOW_MEMORY_BYTES, detail)

@@ -1,0 +1,189 @@
+"""What there is to run, and how long it takes here: a preset's parts timed for real."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from mudreamer_fast.agent import Agent
+from mudreamer_fast.collect import Collector, random_policy, replay_fields
+from mudreamer_fast.config import PRESETS, Config
+from mudreamer_fast.envs import EnvError, make_env, task_names
+from mudreamer_fast.envs.graphics import renderer_name
+from mudreamer_fast.envs.tasks import EPISODE_SIMULATOR_STEPS
+from mudreamer_fast.machine.device import (
+    overlaps,
+    resolve_device,
+    settle_arithmetic,
+    threads_beside_acting,
+)
+from mudreamer_fast.machine.memory import GIB, available_bytes, replay_bytes
+from mudreamer_fast.replay import ReplayBuffer
+from mudreamer_fast.run.reporter import clock_text
+
+PACKAGES = ("torch", "numpy", "mujoco", "envpool", "dm_control", "triton")
+TIMED_STEPS = 30
+"""Steps of all environments that the collector is timed for."""
+MOST_UPDATES = 20
+"""Updates that are timed at most."""
+COLLECTING_SHARE = 0.4
+"""Share of the time that may go into steps of the environments."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median seconds of the parts of a run."""
+
+    random_step: float
+    """One step of all environments, acting at random."""
+    agent_step: float
+    """The same with the agent acting."""
+    update: float
+    """One update."""
+    updates_timed: int
+    """Updates that were timed."""
+
+
+def describe(preset: str, config: Config) -> str:
+    """Versions, device, renderer, presets and tasks as text."""
+    device = resolve_device(config.train.device)
+    threads = threads_beside_acting(config.train.threads, config.train.overlap, device)
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    try:
+        renderer = renderer_name()
+    except EnvError as error:
+        renderer = f"none: {error}"
+    lines = [
+        f"mudreamer_fast {_version('mudreamer-fast')}, Python {platform.python_version()}, "
+        + ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        f"device     {device} ({place}), {os.cpu_count()} cores, "
+        f"{threads or torch.get_num_threads()} PyTorch threads",
+        f"renderer   {renderer}",
+        "presets",
+        *(
+            f"  {'*' if name == preset else ' '} {name:12} {text}"
+            for name, (text, _) in PRESETS.items()
+        ),
+        "tasks",
+    ]
+    names = list(task_names())
+    width = max(map(len, names)) + 2
+    columns = 3
+    for start in range(0, len(names), columns):
+        lines.append("    " + "".join(n.ljust(width) for n in names[start : start + columns]))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def estimate(preset: str, config: Config, seconds: float) -> str:
+    """Times a preset's parts and says how long the whole would take.
+
+    Args:
+        preset: its name.
+        config: all settings.
+        seconds: time to measure for; one update is finished whatever it takes.
+    """
+    timing, parts = _measure(config, seconds)
+    env, train = config.env, config.train
+    policy_steps = train.env_steps / env.action_repeat
+    prefill = min(train.prefill_steps, policy_steps)
+    updates = (policy_steps - prefill) * config.updates_per_policy_step
+    acting = (policy_steps - prefill) / env.num_envs * timing.agent_step
+    updating = updates * timing.update
+    overlap = overlaps(train.overlap, resolve_device(train.device))
+    learning = max(acting, updating) if overlap else acting + updating
+    rounds = math.ceil(train.eval_episodes / env.num_envs)
+    episode_steps = EPISODE_SIMULATOR_STEPS / env.action_repeat
+    every = train.eval_every_env_steps
+    evaluations = 1 + (math.ceil(train.env_steps / every) - 1 if every else 0)
+    random_scoring = rounds * episode_steps * timing.random_step
+    evaluating = rounds * episode_steps * timing.agent_step * evaluations + random_scoring
+    start = prefill / env.num_envs * timing.random_step
+    total = start + learning + evaluating
+    lines = [
+        f"measured   {preset}: {env.task}, {parts}",
+        f"  update             {timing.update * 1e3:8.1f} ms  (median of {timing.updates_timed})",
+        f"  policy step, agent {timing.agent_step / env.num_envs * 1e3:8.1f} ms  "
+        f"({env.num_envs} environments side by side)",
+        f"estimate   {train.env_steps:,} environment steps = {policy_steps:,.0f} policy steps, "
+        f"{updates:,.0f} updates: {clock_text(total)}",
+        f"  learning {clock_text(learning)}{' (acting meanwhile)' if overlap else ''}, "
+        f"prefill {clock_text(start)}, "
+        f"{evaluations} evaluations and the random policy's {clock_text(evaluating)}",
+    ]
+    if train.max_minutes is not None and total > 60 * train.max_minutes:
+        share = max(0.0, 60 * train.max_minutes - start - evaluating) / max(learning, 1e-9)
+        steps = (prefill + share * (policy_steps - prefill)) * env.action_repeat
+        lines.append(
+            f"  train.max-minutes {train.max_minutes:g} stops it before, "
+            f"at about {steps:,.0f} environment steps"
+        )
+    return "\n".join(lines)
+
+
+def _measure(config: Config, seconds: float) -> tuple[Timing, str]:
+    """Runs the collector and the learner for a while; gives medians and what was run."""
+    deadline = time.monotonic() + seconds
+    collecting = seconds * COLLECTING_SHARE / 2
+    device = resolve_device(config.train.device)
+    threads = threads_beside_acting(config.train.threads, config.train.overlap, device)
+    settle_arithmetic(threads, config.train.tf32)
+    env = make_env(config.env, config.env.num_envs, config.train.seed)
+    try:
+        length = config.replay.batch_length
+        fields = replay_fields(env.observation_spec, env.action_spec)
+        replay = ReplayBuffer(
+            fields, 2 * length * env.num_envs, env.num_envs, 0, config.replay.gather_threads
+        )
+        agent = Agent(config, env.observation_spec, env.action_spec, device)
+        collector = Collector(env, replay, random_policy(env.action_spec, env.num_envs, 0))
+        random_step, _ = _time(
+            lambda: collector.collect(1), TIMED_STEPS + length, collecting, at_least=length
+        )
+        state = agent.initial_state(env.num_envs)
+        acting = Collector(env, replay, agent.act, state)
+        agent_step, _ = _time(lambda: acting.collect(1), TIMED_STEPS, collecting)
+        batch = replay.sample(config.replay.batch_size, length)
+        learn = lambda: agent.update(replay.sample(config.replay.batch_size, length, batch))  # noqa: E731
+        update, updates = _time(learn, MOST_UPDATES, deadline - time.monotonic())
+    finally:
+        env.close()
+    sizes = f"batch {config.replay.batch_size} x {length}"
+    parameters = sum(agent.parameter_counts().values())
+    full = replay_bytes(fields, config.replay.capacity_steps) / GIB
+    available = available_bytes()
+    room = "" if available is None else f" of {available / GIB:.1f} available"
+    parts = (
+        f"{type(env).__name__}, {parameters / 1e6:.2f} M parameters, {sizes}, "
+        f"operations: {agent.backend}{' in CUDA graphs' if agent.graphed else ''}, "
+        f"replay {full:.2f} GiB{room}"
+    )
+    return Timing(random_step, agent_step, update, updates), parts
+
+
+def _time(
+    act: Callable[[], object], most: int, seconds: float, at_least: int = 1
+) -> tuple[float, int]:
+    """Median seconds of a call, the first left out where there are more; and how many."""
+    deadline = time.monotonic() + seconds
+    taken: list[float] = []
+    while len(taken) < at_least or (len(taken) < most and time.monotonic() < deadline):
+        begun = time.perf_counter()
+        act()
+        taken.append(time.perf_counter() - begun)
+    counted = taken[1:] or taken
+    return statistics.median(counted), len(counted)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(none)"

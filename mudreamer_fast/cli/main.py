@@ -1,0 +1,323 @@
+"""The command line: `mudreamer-fast train | evaluate | plot | info | doctor`.
+
+What a user can get wrong ends in one line on standard error and exit code 2. Only the standard
+library, tyro and light modules are imported before a command runs, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast
+
+import tyro
+
+from mudreamer_fast.config import PRESETS, ActionChoice, Config, ConfigError
+from mudreamer_fast.machine.allocator import keep_freed_memory
+from mudreamer_fast.run.folder import RunFolder, default_run_dir, read_config
+from mudreamer_fast.run.metrics import METRICS_FILE
+
+PROGRAM = "mudreamer-fast"
+DEFAULT_PRESET = "dmc_vision"
+SIGNAL_EXIT = 128
+"""Added to a signal's number for the exit code, as shells do: 130 after Ctrl-C."""
+
+_Command = TypeVar("_Command")
+
+
+def _preset_lines() -> str:
+    return "\n".join(f"  {name:12} {text}" for name, (text, _) in PRESETS.items())
+
+
+HELP = f"""\
+usage: {PROGRAM} COMMAND [options]
+
+commands:
+  train [PRESET] [options]   train an agent; --resume RUN goes on with a stopped run
+  plot RUN... [options]      draw one metric of several runs side by side
+  evaluate RUN [options]     score a run's newest checkpoint, and film it
+  info [PRESET] [options]    tasks, presets, versions, and how long the preset takes here
+  doctor                     check what the program needs on this machine
+
+presets (the default is {DEFAULT_PRESET}):
+{_preset_lines()}
+
+{PROGRAM} COMMAND --help lists a command's options. --debug shows the whole trace of an error.
+"""
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train an agent."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    run_dir: Path | None = None
+    """Run folder; None makes runs/<task>-<preset>-seed<seed>-<time>."""
+    resume: Path | None = None
+    """Run folder to go on with, by its own settings; those of train may be given anew."""
+
+
+@dataclass(frozen=True)
+class InfoCommand:
+    """Say what there is and time a few updates and environment steps."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    seconds: float = 30.0
+    """Time to measure for, at most; one update is always finished."""
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """Score the newest checkpoint of a run."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    episodes: int | None = None
+    """Episodes to play; None takes the run's eval_episodes."""
+    video: Path | None = None
+    """Film the first episode into this file, .mp4 or .gif."""
+    seed: int | None = None
+    """Seed of the episodes; None takes those that the run itself was evaluated on."""
+    policy: ActionChoice | None = None
+    """Actions: sampled, or the policy's mode; None takes the run's eval_policy."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True)
+class PlotCommand:
+    """Draw one metric of several runs over environment steps."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders; each is drawn under its folder's name."""
+    metric: str = "evaluation/score"
+    """A name from metrics.jsonl, such as world_model/feature_std."""
+    out: Path = Path("runs.png")
+    """PNG to write."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; gives the exit code.
+
+    Args:
+        arguments: those after the program's name; None takes the process's.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words or os.environ.get("MUDREAMER_DEBUG") == "1"
+    words = [word for word in words if word != "--debug"]
+    if arguments is None and words[:1] in (["train"], ["info"]):
+        keep_freed_memory()
+    try:
+        return _dispatch(words)
+    except KeyboardInterrupt:
+        return SIGNAL_EXIT + 2
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug or not _is_expected(error):
+            raise
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(words: list[str]) -> int:
+    commands = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "plot": _plot,
+        "info": _info,
+        "doctor": _doctor,
+    }
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if words[0] == "--version":
+        from mudreamer_fast import __version__
+
+        print(f"{PROGRAM} {__version__}")
+        return 0
+    if words[0] not in commands:
+        raise ConfigError(f"unknown command {words[0]!r}; there are {', '.join(commands)}")
+    return commands[words[0]](words[1:])
+
+
+def _train(words: list[str]) -> int:
+    resumed = _value_of("--resume", words)
+    if resumed is None:
+        preset, config, words = _take_preset(words)
+    else:
+        preset, config = "", read_config(RunFolder(Path(resumed)).config)
+    command = _parse(TrainCommand, f"{PROGRAM} train {preset}", words, TrainCommand(config))
+    if command.resume is not None and command.run_dir is not None:
+        raise ConfigError("--resume names the run folder: give it or --run-dir, not both")
+
+    from mudreamer_fast.disk import checkpoint
+    from mudreamer_fast.train import train
+
+    run_dir = command.resume or command.run_dir or default_run_dir(command.config, preset)
+    result = train(command.config, run_dir, resume=command.resume is not None)
+    if result.stopped_by is not None:
+        line = f"stopped at {result.env_steps:,} env steps"
+        if checkpoint.exists(RunFolder(Path(run_dir)).checkpoint):
+            line += f"; go on with: {PROGRAM} train --resume {shlex.quote(str(run_dir))}"
+        print(line, file=sys.stderr)
+        return SIGNAL_EXIT + result.stopped_by
+    return 0
+
+
+def _evaluate(words: list[str]) -> int:
+    command = _parse(EvaluateCommand, f"{PROGRAM} evaluate", words)
+    if command.episodes is not None and command.episodes <= 0:
+        raise ConfigError(f"episodes must be positive, got {command.episodes}")
+    if command.seed is not None and command.seed < 0:
+        raise ConfigError(f"seed must not be negative, got {command.seed}")
+
+    from mudreamer_fast.run.results import score_table, write_film
+    from mudreamer_fast.run.scoring import score_run
+
+    config = read_config(RunFolder(command.run).config)
+    film = command.video is not None
+    eval_policy = command.policy or config.train.eval_policy
+    scoring, random_scores = score_run(
+        config, command.run, command.episodes, command.seed, eval_policy, command.device, film
+    )
+    print(score_table(scoring.scores, random_scores, eval_policy))
+    if command.video is not None:
+        for path in write_film(scoring, command.video, None, config.env):
+            print(f"  {path}")
+    return 0
+
+
+def _plot(words: list[str]) -> int:
+    command = _parse(PlotCommand, f"{PROGRAM} plot", words)
+    folders = [RunFolder(run) for run in command.runs]
+    if not folders:
+        raise ConfigError("plot needs at least one run folder")
+    for folder in folders:
+        read_config(folder.config)
+
+    from mudreamer_fast.run.pictures import plot_runs
+
+    runs = {folder.root.resolve().name: folder.root / METRICS_FILE for folder in folders}
+    try:
+        print(plot_runs(runs, command.metric, command.out))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return 0
+
+
+def _info(words: list[str]) -> int:
+    preset, config, words = _take_preset(words)
+    command = _parse(InfoCommand, f"{PROGRAM} info {preset}", words, InfoCommand(config))
+
+    from mudreamer_fast.cli.info import describe, estimate
+
+    print(describe(preset, command.config), flush=True)
+    print(estimate(preset, command.config, command.seconds))
+    return 0
+
+
+def _doctor(words: list[str]) -> int:
+    if words:
+        if words[0] in ("-h", "--help"):
+            print(f"usage: {PROGRAM} doctor\n\nCheck what the program needs on this machine.")
+            return 0
+        raise ConfigError(f"doctor takes no options, got {' '.join(words)}")
+
+    from mudreamer_fast.cli.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        print(finding.line())
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _take_preset(words: list[str]) -> tuple[str, Config, list[str]]:
+    """The preset named first, or the default one, and the words after it."""
+    if not words or words[0].startswith("-"):
+        return DEFAULT_PRESET, PRESETS[DEFAULT_PRESET][1], words
+    if words[0] not in PRESETS:
+        raise ConfigError(f"unknown preset {words[0]!r}; there are {', '.join(PRESETS)}")
+    return words[0], PRESETS[words[0]][1], words[1:]
+
+
+def _value_of(option: str, words: list[str]) -> str | None:
+    """What follows an option that decides how the others are read."""
+    for index, word in enumerate(words):
+        if word == option and index + 1 < len(words):
+            return words[index + 1]
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
+    return None
+
+
+def _parse(
+    kind: type[_Command], program: str, words: list[str], default: _Command | None = None
+) -> _Command:
+    """Reads a command's options; tyro's framed messages become one line."""
+    described: dict[str, Any] = {"description": _describe(kind)}
+    if default is not None:
+        described["default"] = default
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return cast(_Command, tyro.cli(kind, args=words, prog=program.strip(), **described))
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise ConfigError(_unframe(said.getvalue(), program.strip())) from None
+
+
+def _describe(kind: type) -> str:
+    text = (kind.__doc__ or "").strip()
+    if any(field.name == "config" for field in dataclasses.fields(kind)):
+        text += f"\n\nPresets, named first:\n{_preset_lines()}"
+    return text
+
+
+def _unframe(message: str, program: str) -> str:
+    """What tyro's framed message says, and the options it would suggest, without the frame.
+
+    The frame is drawn with lines or, where the terminal knows none, with hyphens: a title, then
+    paragraphs set apart by rules.
+    """
+    lines = [line.strip("│╭╮╰╯ ") for line in message.splitlines()[1:]]
+    rules = [index for index, line in enumerate(lines) if line and not line.strip("─-")]
+    start = rules[0] + 1 if rules[:1] == [0] else 0
+    end = next((index for index in rules if index > start), len(lines))
+    text = re.sub(r"^Error parsing (config\.)?", "", " ".join(lines[start:end])).rstrip(". ")
+    suggested = [line.split()[0] for line in lines[end:] if re.match(r"--\w", line)]
+    if "Perhaps you meant:" in lines:
+        text += f"; perhaps {' or '.join(suggested[:2])}"
+    return f"{text} ({program} --help lists the options)"
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether an error is the user's or the machine's rather than the program's."""
+    if isinstance(error, ConfigError | OSError | ImportError | MemoryError):
+        return True
+    from mudreamer_fast.disk.checkpoint import CheckpointError
+    from mudreamer_fast.envs.vector_env import EnvError
+    from mudreamer_fast.replay import StorageError
+
+    out_of_memory = type(error).__name__ == "OutOfMemoryError"  # the GPU's, without importing torch
+    return out_of_memory or isinstance(error, CheckpointError | EnvError | StorageError)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What the model's operations take and give, and the maths that all implementations share."""

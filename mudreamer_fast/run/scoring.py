@@ -1,0 +1,162 @@
+"""Scores: a policy's returns on fixed episodes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mudreamer_fast.agent import Agent
+from mudreamer_fast.collect import Policy, random_policy
+from mudreamer_fast.config import ActionChoice, Config, EnvConfig
+from mudreamer_fast.disk import checkpoint
+from mudreamer_fast.envs import VectorEnv, make_env
+from mudreamer_fast.evaluate import evaluate
+from mudreamer_fast.machine.device import resolve_device, settle_arithmetic
+from mudreamer_fast.machine.seeds import SeedUse, derived_seed
+from mudreamer_fast.run import pictures
+from mudreamer_fast.run.folder import RunFolder
+
+PolicyMaker = Callable[[VectorEnv], tuple[Policy, Any]]
+"""Gives a policy for an environment, and its first state."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Returns of some episodes."""
+
+    scores: list[float]
+    """Return of each episode."""
+    lengths_steps: list[int]
+    """Policy steps of each episode."""
+    frames: list[pictures.Frame]
+    """Renderings of the first episode, where asked for."""
+    seen: list[pictures.Frame]
+    """The same episode as the policy saw it; empty where it sees no image."""
+    seconds: float
+    """Wall time that it took."""
+
+
+def evaluation_seed(seed: int) -> int:
+    """Seed of the environments, the same for every evaluation of a run with `seed`."""
+    return derived_seed(seed, SeedUse.EVALUATION)
+
+
+def policy_seed(seed: int) -> int:
+    """Seed of the agent's draws, the same for every evaluation of a run with `seed`."""
+    return derived_seed(seed, SeedUse.EVALUATION_POLICY)
+
+
+def agent_policy(agent: Agent, eval_policy: ActionChoice, seed: int) -> PolicyMaker:
+    """The agent's actions.
+
+    Args:
+        agent: acts.
+        eval_policy: whether its actions are sampled or the most likely ones.
+        seed: of its draws.
+    """
+
+    def make(env: VectorEnv) -> tuple[Policy, Any]:
+        def policy(observation: Any, is_first: Any, state: Any) -> tuple[Any, Any]:
+            return agent.act(observation, is_first, state, eval_policy)
+
+        return policy, agent.initial_state(env.num_envs, seed)
+
+    return make
+
+
+def uniform_policy(seed: int) -> PolicyMaker:
+    """Actions at random, the bar that any agent must pass."""
+    return lambda env: (random_policy(env.action_spec, env.num_envs, seed), None)
+
+
+def score(
+    env_config: EnvConfig,
+    make_policy: PolicyMaker,
+    episodes: int,
+    seed: int,
+    film: bool = False,
+    interrupt: Callable[[], None] = lambda: None,
+) -> Scoring:
+    """Plays episodes in environments of their own and adds up their rewards.
+
+    Args:
+        env_config: task; at most its `num_envs` environments run side by side.
+        make_policy: the policy to score.
+        episodes: number of episodes.
+        seed: of the environments: the same seed gives the same episodes to every policy.
+        film: keep the pictures of the first episode.
+        interrupt: called at every step; what it raises ends the evaluation.
+    """
+    started = time.monotonic()
+    env = make_env(env_config, min(episodes, env_config.num_envs), seed)
+    seen: list[pictures.Frame] = []
+    try:
+        policy, state = make_policy(env)
+        first_episodes = 0
+
+        def watched(observation: Any, is_first: Any, state: Any) -> tuple[Any, Any]:
+            nonlocal first_episodes
+            interrupt()
+            first_episodes += bool(is_first[0])
+            if film and first_episodes == 1 and "image" in observation:
+                seen.append(np.ascontiguousarray(observation["image"][0].transpose(1, 2, 0)))
+            return policy(observation, is_first, state)
+
+        played = evaluate(env, watched, state, episodes, record=film)
+    finally:
+        env.close()
+    return Scoring(
+        list(played.scores),
+        list(played.lengths),
+        list(played.frames),
+        seen,
+        time.monotonic() - started,
+    )
+
+
+def score_run(
+    config: Config,
+    run_dir: Path,
+    episodes: int | None,
+    seed: int | None,
+    eval_policy: ActionChoice,
+    device: str,
+    film: bool,
+) -> tuple[Scoring, list[float]]:
+    """Scores the newest checkpoint of a run.
+
+    Args:
+        config: the run's.
+        run_dir: run folder.
+        episodes: number of episodes; None takes the run's.
+        seed: stands in for the run's; None plays the episodes of its own evaluations.
+        eval_policy: whether actions are sampled or the most likely ones.
+        device: to act on.
+        film: keep the pictures of the first episode.
+
+    Returns:
+        The agent's scores, and the random policy's that the run measured.
+
+    Raises:
+        ConfigError: a device that is not there.
+        checkpoint.CheckpointError: no checkpoint, or none that can be read.
+    """
+    chosen = resolve_device(device)
+    saved = checkpoint.load(RunFolder(run_dir).checkpoint, ("agent", "counters"))
+    settle_arithmetic(config.train.threads, config.train.tf32)
+    seed = config.train.seed if seed is None else seed
+
+    def make(env: VectorEnv) -> tuple[Policy, Any]:
+        agent = Agent(config, env.observation_spec, env.action_spec, chosen)
+        agent.load_state_dict(saved["agent"])
+        return agent_policy(agent, eval_policy, policy_seed(seed))(env)
+
+    scoring = score(
+        config.env, make, episodes or config.train.eval_episodes, evaluation_seed(seed), film
+    )
+    return scoring, saved["counters"]["random_scores"]

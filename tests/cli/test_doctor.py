@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from mudreamer_fast.backend import load
+from mudreamer_fast.cli import doctor
+from mudreamer_fast.cli.doctor import Finding
+from mudreamer_fast.machine.memory import GIB
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[bool, str]]:
+    """Answers of the trials by a word of their code, in place of new processes."""
+    answers = {
+        "check_fused": (True, "all agree"),
+        "renderer_name": (True, "llvmpipe"),
+        '"envpool"': (True, "1.2.5"),
+        '"dm_control"': (True, "1.0.38"),
+    }
+    monkeypatch.setattr(
+        doctor, "_trial", lambda code: next(a for word, a in answers.items() if word in code)
+    )
+    return answers
+
+
+def findings() -> dict[str, Finding]:
+    return {finding.name: finding for finding in doctor.examine()}
+
+
+def test_every_finding_is_one_line(trials: dict[str, tuple[bool, str]]) -> None:
+    found = findings()
+    assert list(found) == [
+        "python", "torch", "replay", "kernels", "opengl", "envpool", "dm_control", "video",
+        "reports", "disk", "memory",
+    ]  # fmt: skip
+    assert all("\n" not in finding.line() for finding in found.values())
+    assert found["replay"].ok
+    assert Finding("x", False, "a\nb").line() == "FAIL  x            a b"
+
+
+def test_one_simulator_is_enough_and_none_is_not(trials: dict[str, tuple[bool, str]]) -> None:
+    trials['"dm_control"'] = (False, "ImportError: no dm_control")
+    found = findings()
+    assert found["dm_control"].line() == (
+        "ok    dm_control   not usable: ImportError: no dm_control"
+    )
+    trials['"envpool"'] = (False, "broken")
+    found = findings()
+    assert not found["envpool"].ok
+    assert not found["dm_control"].ok
+
+
+def test_kernels_that_disagree_are_told_and_not_held_against_the_machine(
+    trials: dict[str, tuple[bool, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials["check_fused"] = (False, "mlp: the output is off")
+    line = "ok    kernels      not usable: mlp: the output is off"
+    assert findings()["kernels"].line() == line
+    monkeypatch.setattr(load, "runs_on", lambda device: False)
+    assert "kernels" not in findings()
+
+
+def test_lack_of_disk_and_memory_is_found(
+    trials: dict[str, tuple[bool, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=GIB))
+    monkeypatch.setattr(doctor, "available_bytes", lambda: GIB)
+    found = findings()
+    assert found["disk"].line().startswith("FAIL  disk         1.0 GiB free in /")
+    assert found["memory"].line().startswith("FAIL  memory       1.0 GiB available: lower")
+
+
+def test_trial_tells_the_last_line_and_survives_a_crash() -> None:
+    assert doctor._trial("print('a'); print('b')") == (True, "b")
+    assert doctor._trial("raise RuntimeError('no luck')") == (False, "RuntimeError: no luck")
+    ok, said = doctor._trial("import os; os.abort()")
+    assert not ok
+    assert said == "ended with exit code -6"
+
+
+def test_trial_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "TRIAL_SECONDS", 0.1)
+    assert doctor._trial("import time; time.sleep(60)") == (False, "no answer within 0.1 s")

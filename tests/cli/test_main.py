@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mudreamer_fast import train
+from mudreamer_fast.cli import main as cli
+from mudreamer_fast.cli.main import main
+from mudreamer_fast.config import PRESETS, Config
+from mudreamer_fast.disk import checkpoint
+from mudreamer_fast.evaluate import VIDEO_SIZE
+from mudreamer_fast.run import scoring, trainer
+from mudreamer_fast.run.folder import read_config, write_config
+from tests import tiny_run
+from tests.patience import PATIENCE_SECONDS
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*words: str, program: str = "mudreamer_fast.cli.main", **variables: str) -> Any:
+    return subprocess.run(
+        [sys.executable, "-m", program, *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        timeout=PATIENCE_SECONDS,
+    )
+
+
+def parsed(*words: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, Path, bool]:
+    """What `train` would be called with."""
+    calls: list[tuple[Config, Path, bool]] = []
+
+    def note(config: Config, run_dir: Path, resume: bool) -> Any:
+        calls.append((config, run_dir, resume))
+        return trainer.TrainResult(run_dir, 0, 0, 0.0, [], None, None)
+
+    monkeypatch.setattr(train, "train", note)
+    assert main(["train", *words]) == 0
+    return calls[0]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_named_first_is_the_default_of_all_options(
+    preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run_dir, resume = parsed(preset, monkeypatch=monkeypatch)
+    assert config == PRESETS[preset][1]
+    assert run_dir.name.startswith(
+        f"{config.env.task.replace('/', '_')}-{preset}-seed{config.train.seed}-"
+    )
+    assert not resume
+
+
+def test_train_without_a_preset_takes_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parsed(monkeypatch=monkeypatch)[0] == PRESETS["dmc_vision"][1]
+
+
+def test_options_change_single_fields(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config, run_dir, _ = parsed(
+        "quick", "--env.task", "dmc/walker_walk", "--train.seed=1", "--train.max_minutes", "None",
+        "--model.decoder", "--run-dir", str(tmp_path / "x"), monkeypatch=monkeypatch,
+    )  # fmt: skip
+    preset = PRESETS["quick"][1]
+    assert config == dataclasses.replace(
+        preset,
+        env=dataclasses.replace(preset.env, task="dmc/walker_walk"),
+        model=dataclasses.replace(preset.model, decoder=True),
+        train=dataclasses.replace(preset.train, seed=1, max_minutes=None),
+    )
+    assert run_dir == tmp_path / "x"
+
+
+def test_whole_configuration_survives_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = tiny_run.config(max_minutes=2.5, threads=1)
+    words = tiny_run.options(config, tmp_path)
+    assert parsed(*words, monkeypatch=monkeypatch)[0] == config
+
+
+def test_resume_takes_the_runs_own_configuration(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = tiny_run.config()
+    write_config(config, tmp_path / "config.json")
+    assert parsed("--resume", str(tmp_path), monkeypatch=monkeypatch) == (config, tmp_path, True)
+    longer, _, _ = parsed(
+        f"--resume={tmp_path}", "--train.env-steps", "999", monkeypatch=monkeypatch
+    )
+    assert longer.train == dataclasses.replace(config.train, env_steps=999)
+    assert longer.env == config.env
+
+
+def test_help_shows_every_field_with_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["train", "quick", "--help"])
+    assert end.value.code == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for section in dataclasses.fields(Config):
+        for field in dataclasses.fields(getattr(Config(), section.name)):
+            assert f"--{section.name}.{field.name}".replace("_", "-") in shown
+    assert "Replayed steps trained on per policy step." in shown
+    assert "Where batch norm stands in place of layer norm; without any" in shown
+    assert all(text in shown for text, _ in PRESETS.values())
+
+
+def test_help_and_version_import_neither_torch_nor_a_simulator() -> None:
+    code = (
+        "import sys; from mudreamer_fast.cli.main import main;"
+        "main(['--help']); main(['--version']);"
+        "print([m for m in ('torch', 'numpy', 'envpool', 'dm_control') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.startswith("usage: mudreamer-fast COMMAND")
+    for word in ("train", "evaluate", "plot", "info", "doctor", *PRESETS):
+        assert word in done.stdout
+
+
+ERRORS = {
+    "frobnicate": "unknown command 'frobnicate'",
+    "train slow": "unknown preset 'slow'; there are dmc_vision, dmc_proprio, quick",
+    "train quick --model.size Q": "invalid choice 'Q' for argument '--model.size'",
+    "train quick --train.env-steps x": "invalid literal for int() with base 10: 'x'",
+    "train quick --no-such-option": "Unrecognized options: --no-such-option",
+    "train quick --train.env-step 5": "env-step, 5; perhaps --train.env-steps or --train.ev",
+    "train quick stray": "Unrecognized options: stray",
+    "train quick --replay.batch-size 0": "batch_size must be positive, got 0",
+    "train quick --env.task walker": "task must read suite/name",
+    "train quick --env.image-size 84": "image_size must be 64, got 84",
+    "train --resume /no/such/run": "/no/such/run is not a run folder",
+    "train --resume": "error: Missing value for argument '--resume'",
+    "train quick --env.task dmc/walker_fly": "'dmc/walker_fly'",
+    "train quick --train.device gpu": "device must be auto, cpu, cuda or cuda:N, got 'gpu'",
+    "train quick --train.device cuda:99": "cuda:99 was asked for",
+    "evaluate": "PATH",
+    "plot": "plot needs at least one run folder",
+    "plot /no/such/run": "/no/such/run is not a run folder",
+    "evaluate /no/such/run": "/no/such/run is not a run folder",
+    "evaluate /no/such/run --episodes 0": "episodes must be positive, got 0",
+    "evaluate /no/such/run --seed -1": "seed must not be negative, got -1",
+    "info slow": "unknown preset 'slow'",
+    "info quick --model.size Q": "invalid choice 'Q'",
+    "doctor --fast": "doctor takes no options, got --fast",
+}
+
+
+@pytest.mark.parametrize("command", ERRORS)
+def test_mistake_is_one_line_and_exit_code_2(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert re.match(r"error: (--)?[\w'/]", line)
+    assert not re.search("---|─|│", line)
+    assert ERRORS[command] in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_mistake_is_told_without_a_frame_on_any_terminal(encoding: str) -> None:
+    done = run("train", "quick", "--model.size", "Q", PYTHONIOENCODING=encoding)
+    assert done.stderr == (
+        "error: invalid choice 'Q' for argument '--model.size'. Expected one of "
+        "('XS', 'S', 'M', 'L', 'XL') (mudreamer-fast train quick --help lists the options)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train quick --env.task dmc/walker_fly", "'dmc/walker_fly'"),
+        ("train quick --train.device cuda:99", "cuda:99 was asked for"),
+        ("train quick --run-dir /proc/no/run --env.observation vector", "/proc/no"),
+    ],
+)
+def test_mistake_shows_no_traceback(words: str, message: str) -> None:
+    done = run(*words.split())
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    assert message in lines[-1]
+
+
+def test_debug_shows_the_whole_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="unknown preset"):
+        main(["--debug", "train", "slow"])
+    with pytest.raises(ValueError, match="unknown preset"):
+        main(["train", "slow", "--debug"])
+    monkeypatch.setenv("MUDREAMER_DEBUG", "1")
+    with pytest.raises(ValueError, match="unknown preset"):
+        main(["train", "slow"])
+
+
+def test_fault_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_doctor", lambda words: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["doctor"])
+
+
+@pytest.fixture
+def tiny_envs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "make_env", tiny_run.make_env)
+    monkeypatch.setattr(scoring, "make_env", tiny_run.make_env)
+
+
+@pytest.mark.usefixtures("tiny_envs")
+def test_evaluate_repeats_the_runs_own_score_and_films_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, video = tmp_path / "run", tmp_path / "seen.gif"
+    config = tiny_run.config("pixels", env_steps=60)
+    assert main(["train", *tiny_run.options(config, folder)]) == 0
+    table = [line for line in capsys.readouterr().err.splitlines() if line.startswith("agent, ")]
+    assert read_config(folder / "config.json") == config
+    assert main(["evaluate", str(folder), "--video", str(video)]) == 0
+    out = capsys.readouterr().out
+    assert table[0] in out
+    assert "random policy" in out
+    film = Image.open(video)
+    assert film.size == (VIDEO_SIZE, VIDEO_SIZE)
+    # The light moves, though not at every step: frames that are alike become one.
+    assert 1 < film.n_frames <= tiny_run.EPISODE_STEPS + 1
+    assert main(["evaluate", str(folder), "--episodes", "5", "--seed", "77"]) == 0
+    (line,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith("agent, ")]
+    assert line.split()[-1] == "5"
+    next(folder.glob("checkpoint/data-*/agent.pt")).write_bytes(b"")
+    assert main(["evaluate", str(folder)]) == 2
+    assert "error: damaged checkpoint: " in capsys.readouterr().err
+
+
+def wait_for(process: subprocess.Popen[str], word: str) -> list[str]:
+    """Reads standard error up to a line with `word`."""
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if word in line:
+            return lines
+    pytest.fail(f"ended without {word!r}: {''.join(lines)}")
+
+
+def launch(folder: Path, config: Config, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.tiny_run", "train", *tiny_run.options(config, folder)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **variables},
+    )
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "a run"
+    with launch(folder, tiny_run.config(env_steps=10**9)) as process:
+        wait_for(process, "ratio 4.")
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+    last = rest.splitlines()[-1]
+    assert last.endswith(f"go on with: mudreamer-fast train --resume '{folder}'")
+    saved = checkpoint.load(folder / "checkpoint")
+    steps = saved["counters"]["policy_steps"]
+    assert last.startswith(f"stopped at {2 * steps:,} env steps;")
+    assert saved["agent"]["updates"] > 0
+
+    more = str(2 * steps + 40)
+    done = run(
+        "train", "--resume", str(folder), "--train.env-steps", more, program="tests.tiny_run"
+    )
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.load(folder / "checkpoint")["counters"]["policy_steps"] == steps + 20
+
+
+def handles(process: subprocess.Popen[str], number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (number - 1) & 1)
+
+
+def test_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    config = tiny_run.config(env_steps=10**9, eval_episodes=1)
+    with launch(tmp_path, config, TINY_HANG="1") as process:
+        wait_for(process, tiny_run.HANGS)
+        assert handles(process, signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        while handles(process, signal.SIGINT):  # else the second might be one with the first
+            time.sleep(0.01)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == -signal.SIGINT

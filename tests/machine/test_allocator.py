@@ -1,0 +1,59 @@
+"""The allocator's settings reach the program, once, and nothing else changes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mudreamer_fast.machine.allocator import SETTINGS
+from tests.patience import PATIENCE_SECONDS
+
+SHOW = "import os, sys; print(os.getpid(), os.environ.get('MALLOC_TOP_PAD_'), *sys.argv[1:])"
+PROGRAM = (
+    f"from mudreamer_fast.machine.allocator import keep_freed_memory; keep_freed_memory(); {SHOW}"
+)
+
+pytestmark = pytest.mark.skipif(
+    "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}), reason="not glibc"
+)
+
+
+def run(*arguments: str, **extra: str) -> tuple[int, list[str]]:
+    """Pid of the process that was started, and the words that the program printed."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | extra
+    process = subprocess.Popen(
+        [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    out, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    return process.pid, out.split()
+
+
+def test_program_starts_again_with_its_arguments_in_the_same_process() -> None:
+    pid, words = run("-c", PROGRAM, "train", "two words", "")
+    assert words == [str(pid), SETTINGS["MALLOC_TOP_PAD_"], "train", "two", "words"]
+
+
+def test_own_settings_are_left_alone() -> None:
+    _, words = run("-c", PROGRAM, MALLOC_ARENA_MAX="2")
+    assert words[1:] == ["None"]
+
+
+def test_any_program_runs_under_the_settings() -> None:
+    _, words = run("-m", "mudreamer_fast.machine.allocator", "-c", SHOW, "one")
+    assert words[1:] == [SETTINGS["MALLOC_TOP_PAD_"], "one"]
+
+
+def test_a_program_that_cannot_be_given_them_says_so() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mudreamer_fast.machine.allocator", "-c", SHOW],
+        env=os.environ | {"MALLOC_ARENA_MAX": "2"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no glibc here")
+    assert not done.stdout

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mudreamer_fast.config import ConfigError
+from mudreamer_fast.machine import device as device_module
+from mudreamer_fast.machine.device import resolve_device, settle_arithmetic, threads_beside_acting
+
+
+def test_device_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda:0")
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    assert resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="cuda:2 was asked for, but there are 2 GPUs"):
+        resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["tpu", "", "cuda:", "cuda:-1", "CPU", "cpu:0", "mps"])
+def test_device_of_another_name_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="must be auto, cpu, cuda or cuda:N"):
+        resolve_device(name)
+
+
+def test_device_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="finds no CUDA GPU"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("cores", "own", "overlap", "device", "expected"),
+    [
+        (2, 2, "on", "cpu", 1),
+        (8, 8, "on", "cpu", 7),
+        (8, 4, "on", "cpu", None),  # leaves cores anyway
+        (1, 1, "on", "cpu", None),
+        (2, 2, "auto", "cpu", None),  # a large model learns faster with both
+        (2, 2, "off", "cpu", None),
+        (2, 2, "on", "cuda", None),
+    ],
+)
+def test_threads_leave_a_core_to_acting(
+    cores: int, own: int, overlap: str, device: str, expected: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(device_module, "usable_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: own)
+    found = threads_beside_acting(None, overlap, torch.device(device))
+    assert found == expected
+    assert threads_beside_acting(3, overlap, torch.device(device)) == 3
+
+
+def test_arithmetic_is_settled() -> None:
+    threads = torch.get_num_threads()
+    try:
+        settle_arithmetic(threads + 1, tf32=True)
+        assert torch.get_num_threads() == threads + 1
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+        settle_arithmetic(None, tf32=False)
+        assert torch.get_num_threads() == threads + 1
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert not torch.backends.cudnn.allow_tf32
+    finally:
+        settle_arithmetic(threads, tf32=False)

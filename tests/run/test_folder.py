@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mudreamer_fast.config import PRESETS, Config, ConfigError, EnvConfig, TrainConfig
+from mudreamer_fast.run.folder import default_run_dir, read_config, write_config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_config_survives_the_run_folder(tmp_path: Path, preset: str) -> None:
+    path = tmp_path / "config.json"
+    config = PRESETS[preset][1]
+    write_config(config, path)
+    assert read_config(path) == config
+    changed = dataclasses.replace(config, train=TrainConfig(max_minutes=2.5, threads=3, seed=9))
+    write_config(changed, path)
+    assert read_config(path) == changed
+
+
+def test_every_field_stands_in_the_file(tmp_path: Path) -> None:
+    write_config(Config(), tmp_path / "config.json")
+    content = json.loads((tmp_path / "config.json").read_text())
+    for section in dataclasses.fields(Config):
+        names = {field.name for field in dataclasses.fields(getattr(Config(), section.name))}
+        assert set(content[section.name]) == names
+
+
+def test_field_that_the_file_lacks_takes_its_default(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"env": {"task": "dmc/walker_run"}}')
+    assert read_config(tmp_path / "config.json") == Config(env=EnvConfig(task="dmc/walker_run"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "expected an object"),
+        ({"env": {"tusk": "x"}}, "unknown field 'tusk'"),
+        ({"extra": {}}, "unknown field 'extra'"),
+        ({"train": {"env_steps": "many"}}, "env_steps cannot be 'many'"),
+        ({"train": {"env_steps": 1.5}}, "env_steps cannot be 1.5"),
+        ({"train": {"save_replay": 1}}, "save_replay cannot be 1"),
+        ({"train": {"env_steps": True}}, "env_steps cannot be True"),
+        ({"env": {"observation": "smell"}}, "observation cannot be 'smell'"),
+        ({"env": {"num_envs": 0}}, "num_envs must be positive, got 0"),
+    ],
+)
+def test_file_that_is_no_configuration_is_refused(tmp_path: Path, content: Any, words: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ConfigError, match=words):
+        read_config(path)
+
+
+def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is not a run folder: it has no config\.json"):
+        read_config(tmp_path / "config.json")
+
+
+def test_default_folder_names_task_preset_and_seed() -> None:
+    config = Config(env=EnvConfig(task="dmc/walker_run"), train=TrainConfig(seed=4))
+    path = default_run_dir(config, "quick")
+    assert path.parent == Path("runs")
+    assert path.name.startswith("dmc_walker_run-quick-seed4-2")
