@@ -24,7 +24,7 @@ from mudreamer_fast.run.folder import read_config, write_config
 from tests import tiny_run
 from tests.patience import PATIENCE_SECONDS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(*words: str, program: str = "mudreamer_fast.cli.main", **variables: str) -> Any:

@@ -19,7 +19,7 @@ from mudreamer_fast.disk import arrays, checkpoint
 from mudreamer_fast.disk.arrays import CHUNK_BYTES, MAP_BYTES
 from mudreamer_fast.disk.checkpoint import CheckpointError, DiskFullError, load, save
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def state(number: int = 0) -> dict[str, Any]:
