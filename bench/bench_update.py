@@ -25,6 +25,7 @@ from mudreamer_fast.agent import Agent
 from mudreamer_fast.config import Config, TrainConfig
 from mudreamer_fast.envs import ActionSpec, ArraySpec
 from mudreamer_fast.imagination import imagine
+from mudreamer_fast.ops.signatures import State
 
 THREADS = int(os.environ.get("MUDREAMER_BENCH_THREADS", "2"))
 ROUNDS = 3
@@ -93,19 +94,18 @@ class PartTimer:
         seeds = [torch.randn_like(tensor) for tensor in out]
         inputs = [embed, *world_model.rssm.parameters()]
         self.timed("observe backward", lambda: grad(out, inputs, seeds))
-        self.behaviour(seen.deter.detach().flatten(0, 1), seen.stoch.detach().flatten(0, 1))
+        self.behaviour(seen.state.rows())
 
-    def behaviour(self, deter: torch.Tensor, stoch: torch.Tensor) -> None:
+    def behaviour(self, start: State) -> None:
         agent, config = self.agent, CONFIG.behaviour
-        uniforms = torch.rand(len(deter), config.horizon, CONFIG.model.groups)
-        noise = torch.randn(len(deter), config.horizon, ACTIONS)
+        uniforms = torch.rand(len(start.deter), config.horizon, CONFIG.model.groups)
+        noise = torch.randn(len(start.deter), config.horizon, ACTIONS)
         trajectory = self.timed(
             "imagine forward, with reward and continue",
             lambda: imagine(
                 agent.world_model,
                 agent.behaviour.actor,
-                deter,
-                stoch,
+                start,
                 self.data["is_terminal"].flatten(),
                 uniforms,
                 noise,

@@ -37,7 +37,6 @@ from mudreamer_fast.envs import Policy, VectorEnv, make_env
 from mudreamer_fast.envs.graphics import try_to_load_egl
 from mudreamer_fast.envs.tasks import find_task
 from mudreamer_fast.machine.device import resolve_device, settle_arithmetic
-from mudreamer_fast.networks import features
 from mudreamer_fast.run.folder import RunFolder, read_config, write_json
 
 FRAMES_AT_ONCE = 256
@@ -115,7 +114,7 @@ def what_it_makes_of(agent: Agent, recording: Recording, seed: int) -> dict[str,
         torch.from_numpy(recording.is_first).to(device),
         torch.rand(*recording.is_first.shape, groups, generator=generator, device=device),
     )
-    state = features(seen.deter, seen.stoch)
+    state = seen.state.feature
     return {"encoder": embed.cpu().double().numpy(), "model_state": state.cpu().double().numpy()}
 
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from mudreamer_fast.backend.cuda_graph import Capture, Graphed, Tensors
 from mudreamer_fast.config import ActionChoice
 from mudreamer_fast.envs.vector_env import ActionSpec
-from mudreamer_fast.networks import ActionHead, Encoder, Rssm, features
+from mudreamer_fast.networks import ActionHead, Encoder, Rssm
 from mudreamer_fast.ops.distributions import bound_action
+from mudreamer_fast.ops.signatures import State
 
 
 @dataclass
@@ -107,10 +108,10 @@ class Acting:
             seed: of the draws.
         """
         with self._own_stream():
-            deter, stoch = self._rssm.empty_state(num_envs)
-            action = deter.new_zeros(num_envs, self._action_spec.size)
+            state = self._rssm.empty_state(num_envs)
+            action = state.deter.new_zeros(num_envs, self._action_spec.size)
             generator = torch.Generator(self._device).manual_seed(seed)
-            return PolicyState(deter, stoch, action, generator)
+            return PolicyState(*state, action, generator)
 
     @torch.no_grad()
     def act(
@@ -158,13 +159,13 @@ class Acting:
             inputs["action"][:, None],
             inputs["is_first"],
             inputs["uniforms"],
-            (inputs["deter"], inputs["stoch"]),
+            State(inputs["deter"], inputs["stoch"]),
         )
-        deter, stoch = seen.deter[:, 0], seen.stoch[:, 0]
-        policy = self._actor(features(deter, stoch))
+        state = State(seen.deter[:, 0], seen.stoch[:, 0])
+        policy = self._actor(state.feature)
         noise = inputs.get("action_noise")
         action = policy.mode if noise is None else policy.sample(noise)
-        return {"deter": deter, "stoch": stoch, "action": bound_action(action)}
+        return {**state._asdict(), "action": bound_action(action)}
 
     def _own_stream(self) -> AbstractContextManager[Any]:
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)

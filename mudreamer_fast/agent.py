@@ -17,7 +17,6 @@ from mudreamer_fast.config import ActionChoice, BehaviourConfig, Config, ModelCo
 from mudreamer_fast.envs.vector_env import ActionSpec, ArraySpec
 from mudreamer_fast.imagination import imagine
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
-from mudreamer_fast.networks import features
 from mudreamer_fast.optim import ClippedAdam, move_average
 from mudreamer_fast.world_model import WorldModel
 
@@ -159,51 +158,39 @@ class Agent:
 
     def _learn(self, inputs: Tensors) -> Tensors:
         """The whole update, on the device alone: its metrics in one tensor, named by `_metrics`."""
-        metrics, deter, stoch = self._update_world_model(inputs)
-        metrics |= self._update_behaviour(deter, stoch, inputs)
-        config = self.config
-        move_average(
-            self.world_model.slow_value, self.world_model.value, config.model.slow_value_decay
-        )
-        move_average(
-            self.behaviour.slow_critic,
-            self.behaviour.critic,
-            config.behaviour.slow_critic_decay,
-        )
-        self._metrics = tuple(metrics)
-        return {"metrics": torch.stack([metric.detach().float() for metric in metrics.values()])}
+        config, model, behaviour = self.config, self.world_model, self.behaviour
+        adam = self.optimisers
 
-    def _update_world_model(self, inputs: Tensors) -> tuple[Tensors, Tensor, Tensor]:
-        """One step of the world model; gives metrics and the posterior states to imagine from."""
-        loss = self.world_model.loss(inputs, inputs["uniforms"])
-        metrics = {f"world_model/{name}": value for name, value in loss.metrics.items()}
-        if loss.decoder is not None:
-            self.optimisers["decoder"].step(loss.decoder, retain_graph=True)
-        metrics["world_model/grad_norm"] = self.optimisers["world_model"].step(loss.total)
-        return metrics, loss.deter.detach().flatten(0, 1), loss.stoch.detach().flatten(0, 1)
+        # The world model, from the replayed sequences.
+        seen = model.loss(inputs, inputs["uniforms"])
+        metrics = {f"world_model/{name}": value for name, value in seen.metrics.items()}
+        if seen.decoder is not None:
+            adam["decoder"].step(seen.decoder, retain_graph=True)
+        metrics["world_model/grad_norm"] = adam["world_model"].step(seen.total)
 
-    def _update_behaviour(self, deter: Tensor, stoch: Tensor, inputs: Tensors) -> Tensors:
-        """One step of actor and critic on rollouts from N states."""
+        # Actor and critic, from what the new model imagines after each replayed step.
         trajectory = imagine(
-            self.world_model,
-            self.behaviour.actor,
-            deter,
-            stoch,
+            model,
+            behaviour.actor,
+            seen.state.rows(),
             inputs["is_terminal"].flatten(),
             inputs["imagined_uniforms"],
             inputs["action_noise"],
-            self.config.behaviour,
-            self.behaviour.through_dynamics,
+            config.behaviour,
+            behaviour.through_dynamics,
         )
-        loss = self.behaviour.loss(trajectory)
-        actor, critic = self.optimisers["actor"], self.optimisers["critic"]
+        judged = behaviour.loss(trajectory)
+        metrics |= {f"behaviour/{name}": value for name, value in judged.metrics.items()}
         # Both gradients before either step: the losses share one pass of the critic.
-        actor_gradients = actor.gradients(loss.actor, retain_graph=True)
-        critic_gradients = critic.gradients(loss.critic)
-        metrics = {f"behaviour/{name}": value for name, value in loss.metrics.items()}
-        metrics["behaviour/actor_grad_norm"] = actor.apply(actor_gradients)
-        metrics["behaviour/critic_grad_norm"] = critic.apply(critic_gradients)
-        return metrics
+        actor_gradients = adam["actor"].gradients(judged.actor, retain_graph=True)
+        critic_gradients = adam["critic"].gradients(judged.critic)
+        metrics["behaviour/actor_grad_norm"] = adam["actor"].apply(actor_gradients)
+        metrics["behaviour/critic_grad_norm"] = adam["critic"].apply(critic_gradients)
+
+        move_average(model.slow_value, model.value, config.model.slow_value_decay)
+        move_average(behaviour.slow_critic, behaviour.critic, config.behaviour.slow_critic_decay)
+        self._metrics = tuple(metrics)
+        return {"metrics": torch.stack([metric.detach().float() for metric in metrics.values()])}
 
     @torch.no_grad()
     def reconstruct(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -222,7 +209,7 @@ class Agent:
                 torch.Generator(self.device).manual_seed(0), rows, steps, self.config.model.groups
             ),
         )
-        images: Tensor = (decoder(features(seen.deter, seen.stoch)) + 0.5) * 255.0
+        images: Tensor = (decoder(seen.state.feature) + 0.5) * 255.0
         pixels: np.ndarray = images.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         return pixels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,11 +92,12 @@ class Collector:
     def __init__(
         self, env: VectorEnv, replay: ReplayBuffer, policy: Policy, initial_state: Any = None
     ) -> None:
-        self.policy = policy
-        """May be exchanged between two calls of `collect`."""
+        self.seconds = 0.0
+        """Wall time spent in `collect` so far."""
         self._env = env
         self._replay = replay
-        self._state = initial_state
+        self._policy, self._state = policy, initial_state
+        self._is_new = False
         self._step: VectorStep | None = None
         self._scores = np.zeros(env.num_envs)
         self._steps_taken = 0
@@ -111,19 +113,28 @@ class Collector:
         Returns:
             The episodes that ended, in the order in which they did.
         """
+        started = time.monotonic()
         episodes: list[Episode] = []
         for _ in range(steps):
             if self._step is None:
                 self._step = self._env.reset()
                 action = np.zeros((self._env.num_envs, self._env.action_spec.size), np.float32)
                 self._store(self._step, action)
-            action, self._state = self.policy(
-                self._step.observation, self._step.is_first, self._state
-            )
+            is_first = np.ones_like(self._step.is_first) if self._is_new else self._step.is_first
+            self._is_new = False
+            action, self._state = self._policy(self._step.observation, is_first, self._state)
             self._step = self._env.step(action)
             self._store(self._step, action)
             episodes += self._count(self._step)
+        self.seconds += time.monotonic() - started
         return episodes
+
+    def hand_over(self, policy: Policy, initial_state: Any) -> None:
+        """Have another policy act from now on.
+
+        It has seen nothing of the episodes under way, so it is told that they begin here.
+        """
+        self._policy, self._state, self._is_new = policy, initial_state, True
 
     def _store(self, step: VectorStep, action: Any) -> None:
         """Adds a step with the action that led to it: none, where the step is a reset."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mudreamer_fast.config import BehaviourConfig
-from mudreamer_fast.networks import ActionHead, features
+from mudreamer_fast.networks import ActionHead
+from mudreamer_fast.ops.signatures import State
 from mudreamer_fast.world_model import WorldModel
 
 
@@ -33,8 +34,7 @@ class Trajectory:
 def imagine(
     world_model: WorldModel,
     actor: ActionHead,
-    deter: Tensor,
-    stoch: Tensor,
+    start: State,
     is_terminal: Tensor,
     uniforms: Tensor,
     action_noise: Tensor,
@@ -46,8 +46,7 @@ def imagine(
     Args:
         world_model: predicts states, rewards and continuations.
         actor: acts.
-        deter: (N, D), where to start.
-        stoch: (N, G, C), likewise.
+        start: (N,), without gradient.
         is_terminal: (N,) bool, whether the episode ended there.
         uniforms: (N, H, G), the latents' randomness.
         action_noise: (N, H, A or 1), the actions' randomness.
@@ -55,15 +54,14 @@ def imagine(
         through_dynamics: whether rewards and states carry a gradient to earlier actions.
     """
     rollout = world_model.rssm.imagine(
-        deter,
-        stoch,
+        start,
         actor.mlp.tensors(),
         uniforms,
         action_noise,
         actor.continuous,
         through_dynamics,
     )
-    feature = features(rollout.deter, rollout.stoch)
+    feature = rollout.state.feature
     reward = world_model.reward.mean(world_model.reward(feature))
     cont = world_model.cont.probability(feature)
     first = 1.0 - is_terminal.to(cont.dtype)

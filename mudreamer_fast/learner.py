@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
+from torch import Tensor
 
 from mudreamer_fast.acting import Acting
 from mudreamer_fast.agent import Agent
@@ -14,6 +15,10 @@ from mudreamer_fast.replay.prefetch import Prefetcher
 
 ACTING_THREADS = 1
 """CPU threads of PyTorch that act while others learn: a step of few environments feeds no more."""
+
+
+Update = Callable[[Mapping[str, Tensor]], dict[str, float]]
+"""Learns from a batch and gives metrics by name: `Agent.update`."""
 
 
 class Learner:
@@ -53,19 +58,19 @@ class Learner:
         self._job: Future[list[dict[str, float]]] | None = None
         self._idle_since: float | None = None
 
-    def start(self, updates: int) -> None:
-        """Begin a number of updates, after `finish`."""
+    def start(self, update: Update, updates: int) -> None:
+        """Have `update` called with a batch each, a number of times, after `finish`."""
         if self._job is not None:
             raise RuntimeError("the last job has not been finished")
         if self._idle_since is not None:
             self.idle_seconds += time.monotonic() - self._idle_since
         if self._thread is None:
             self._job = Future()
-            self._job.set_result(self._learn(updates))
+            self._job.set_result(self._learn(update, updates))
             return
         self.acting.follow(self._agent.acting)
         self._batches.hold_view()
-        self._job = self._thread.submit(self._learn, updates)
+        self._job = self._thread.submit(self._learn, update, updates)
 
     def finish(self) -> list[dict[str, float]]:
         """Wait for the job under way, if there is one.
@@ -86,11 +91,11 @@ class Learner:
             self._thread.shutdown(wait=True)
             torch.set_num_threads(self._threads)
 
-    def _learn(self, updates: int) -> list[dict[str, float]]:
+    def _learn(self, update: Update, updates: int) -> list[dict[str, float]]:
         metrics: list[dict[str, float]] = []
         try:
             while len(metrics) < updates and not self._stopped():
-                metrics.append(self._agent.update(self._batches.next()))
+                metrics.append(update(self._batches.next()))
         finally:
             if self._thread is not None:
                 self._batches.release_view()

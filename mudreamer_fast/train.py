@@ -40,13 +40,15 @@ def train(config: Config, run_dir: str | os.PathLike[str], resume: bool = False)
     """
     with StopSignals() as stop, Trainer(config, Path(run_dir), resume, stop) as run:
         try:
-            run.measure_random_policy()
-            while not run.finished():
-                run.collect()
-                run.learn()
+            run.evaluator.score_random_policy()
+            while not run.pace.finished:
+                run.count(run.collector.collect(1))
+                run.learn(run.agent.update)
                 run.report()
-                run.evaluate_if_due()
-                run.checkpoint_if_due()
+                if run.pace.evaluation_due():
+                    run.evaluate()
+                if run.pace.checkpoint_due():
+                    run.save()
                 stop.raise_if_received()
             run.save()
             return run.finish(run.evaluate(film=True))

@@ -21,8 +21,8 @@ from mudreamer_fast.networks import (
     Encoder,
     Rssm,
     ScalarHead,
-    features,
 )
+from mudreamer_fast.ops.signatures import State
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,8 @@ class WorldModelLoss:
 
     total: Tensor
     """() the weighted sum."""
-    deter: Tensor
-    """(B, T, D), the posterior states' h."""
-    stoch: Tensor
-    """(B, T, G, C), their z."""
+    state: State
+    """(B, T), of the posterior."""
     metrics: dict[str, Tensor]
     """Scalars to log."""
     decoder: Tensor | None
@@ -102,14 +100,14 @@ class WorldModel(nn.Module):
         is_first = batch["is_first"]
         embed = self.encoder(batch)
         seen = self.rssm.observe(embed, batch["action"], is_first, uniforms)
-        feature = features(seen.deter, seen.stoch)
+        feature = seen.state.feature
         reward = self.reward.loss(self.reward(feature), batch["reward"]).mean()
         cont = self.cont.loss(self.cont(feature), batch["is_terminal"]).mean()
         value = self._value_loss(feature, batch)
         action = reward.new_zeros(())
         if self.action is not None:
-            previous = features(seen.previous_deter, seen.previous_stoch)
-            log_prob = self.action(torch.cat([embed, previous], dim=-1)).log_prob(batch["action"])
+            read = torch.cat([embed, seen.previous.feature], dim=-1)
+            log_prob = self.action(read).log_prob(batch["action"])
             action = -_masked_mean(log_prob, ~is_first)
         dynamics, representation, divergence = self._kl_losses(seen.posterior, seen.prior)
         config = self.config
@@ -132,7 +130,7 @@ class WorldModel(nn.Module):
         if self.decoder is not None:
             decoder = self.decoder.loss(feature, batch["image"]).mean()
             metrics["loss_decoder"] = decoder
-        return WorldModelLoss(total, seen.deter, seen.stoch, metrics, decoder)
+        return WorldModelLoss(total, seen.state, metrics, decoder)
 
     def _value_loss(self, feature: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Cross entropy of the value head to lambda-returns along the replayed sequence."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mudreamer_fast.acting import Acting
 from mudreamer_fast.agent import Agent
-from mudreamer_fast.networks import features
+from mudreamer_fast.ops.signatures import State
 from tests import tiny, tiny_run
 from tests.tiny_run import start, step
 from tests.tolerances import DRAWN_STD
@@ -137,7 +137,7 @@ def test_latents_are_drawn_in_either_mode(mode: str) -> None:
 def test_evaluation_takes_the_mode_of_the_policy_in_the_state_it_believes(action: str) -> None:
     agent = made_agent(action)
     given, state = act(agent.acting, "mode")
-    mode = agent.behaviour.actor(features(state.deter, state.stoch)).mode.detach().numpy()
+    mode = agent.behaviour.actor(State(state.deter, state.stoch).feature).mode.detach().numpy()
     np.testing.assert_array_equal(given, mode)
 
 
@@ -157,7 +157,6 @@ def test_a_run_acts_with_the_weights_from_before_the_updates_under_way(
 ) -> None:
     tiny_run.patch_envs(monkeypatch)
     with start(tiny_run.config(overlap="on"), tmp_path) as run:
-        step(run, 9)  # the prefill
         acted: list[dict[str, Tensor]] = []
         record = Acting.act
 
@@ -167,15 +166,17 @@ def test_a_run_acts_with_the_weights_from_before_the_updates_under_way(
             return record(self, *arguments)
 
         monkeypatch.setattr(Acting, "act", noted)
+        step(run, 9)  # the prefill
+        assert acted == []
         at_start = everything(run.agent.acting)
         jobs = 0
         for _ in range(12):
-            run.collect()
+            run.count(run.collector.collect(1))
             assert not different(acted[-1], at_start)
             run.finish_updates()
             learned = everything(run.agent.acting)
-            run.learn()
-            if run.updates_started:
+            run.learn(run.agent.update)
+            if run._updates_started:
                 jobs += 1
                 assert different(learned, at_start) or jobs == 1
                 at_start = learned

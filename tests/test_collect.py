@@ -98,6 +98,23 @@ def test_collector_hands_the_policy_its_state_and_what_it_sees() -> None:
         assert (data["action"][t + 1][going_on] == np.float32(state / 100)).all()
 
 
+def test_a_policy_that_takes_over_is_told_that_episodes_begin_there() -> None:
+    env, recorder = tiny(episode_length=(9, 9, 9)), Recorder()
+    told: list[tuple[list[bool], int]] = []
+
+    def policy(observation: Any, is_first: Any, state: int) -> tuple[np.ndarray, int]:
+        told.append((is_first.tolist(), state))
+        return np.zeros((env.num_envs, env.action_spec.size), np.float32), state + 1
+
+    at_random = random_policy(env.action_spec, env.num_envs, 7)
+    collector = Collector(env, recorder, at_random)  # type: ignore[arg-type]
+    collector.collect(2)
+    collector.hand_over(policy, 5)
+    collector.collect(2)
+    assert told == [([True] * env.num_envs, 5), ([False] * env.num_envs, 6)]
+    assert not recorder.steps[-2]["is_first"].any()  # the replay is told what is true
+
+
 def test_collector_fills_a_replay_with_consecutive_steps() -> None:
     env = tiny(discrete=True, observation="vector")
     fields = replay_fields(env.observation_spec, env.action_spec)

@@ -53,9 +53,9 @@ def test_image_size_can_be_no_other() -> None:
 @pytest.mark.parametrize("repeat", [1, 3])
 def test_action_repeat_counts_in_the_steps_of_a_run(tmp_path: Path, repeat: int) -> None:
     with start(tiny_run.config(env={"action_repeat": repeat}, env_steps=60), tmp_path) as run:
-        while not run.finished():
-            run.collect()
-        assert (run.env_steps, run.counters.policy_steps) == (60, 60 // repeat)
+        while not run.pace.finished:
+            run.count(run.collector.collect(1))
+        assert (run.pace.env_steps, run.counters.policy_steps) == (60, 60 // repeat)
 
 
 @pytest.mark.parametrize("number", [1, 3])
@@ -63,10 +63,10 @@ def test_num_envs_act_side_by_side(
     tmp_path: Path, made_envs: list[tuple[int, int]], number: int
 ) -> None:
     with start(tiny_run.config(env={"num_envs": number}), tmp_path) as run:
-        run.collect()
+        run.count(run.collector.collect(1))
         assert run.counters.policy_steps == number
         assert len(run.replay) == 2 * number
-        run.measure_random_policy()
+        run.evaluator.score_random_policy()
     assert [made for made, _ in made_envs] == [number] * 2
 
 
@@ -75,7 +75,7 @@ def test_num_envs_act_side_by_side(
 def test_capacity_is_how_many_steps_are_kept(tmp_path: Path, capacity: int) -> None:
     with start(tiny_run.config(replay={"capacity_steps": capacity}), tmp_path) as run:
         for _ in range(40):
-            run.collect()
+            run.count(run.collector.collect(1))
         assert (len(run.replay), run.replay.steps_added) == (capacity, 82)
 
 
@@ -106,7 +106,7 @@ def test_gather_threads_copy_a_batch(tmp_path: Path, threads: int) -> None:
     tasks = Path("/proc/self/task")
     with start(tiny_run.config(replay={"gather_threads": threads}), tmp_path) as run:
         for _ in range(20):
-            run.collect()
+            run.count(run.collector.collect(1))
         copier = threading.Thread(target=sample_until, args=(run, done := threading.Event()))
         before = len(list(tasks.iterdir()))
         copier.start()
@@ -143,7 +143,7 @@ def test_flushes_come_as_often_as_they_are_asked_for(tmp_path: Path) -> None:
     )
     with start(never, tmp_path / "never") as one, start(often, tmp_path / "often") as other:
         for run in (one, other):
-            run.collect()
+            run.count(run.collector.collect(1))
         until = time.monotonic() + PATIENCE_SECONDS
         while not any((tmp_path / "often" / "replay").glob("segment-*")):
             assert time.monotonic() < until

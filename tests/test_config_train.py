@@ -16,8 +16,8 @@ from mudreamer_fast.config import Config, ConfigError
 from mudreamer_fast.disk import checkpoint
 from mudreamer_fast.machine.device import settle_arithmetic
 from mudreamer_fast.machine.seeds import SeedUse
+from mudreamer_fast.run import pace
 from mudreamer_fast.run import reporter as reporter_module
-from mudreamer_fast.run import trainer
 from mudreamer_fast.run.metrics import read_lines
 from mudreamer_fast.run.trainer import Trainer
 from tests import (
@@ -51,7 +51,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The time that a run sees, in seconds: it stands still until it is set."""
     clock = SimpleNamespace(now=1000.0)
     stopped = SimpleNamespace(monotonic=lambda: clock.now)
-    monkeypatch.setattr(trainer, "time", stopped)
+    monkeypatch.setattr(pace, "time", stopped)
     monkeypatch.setattr(reporter_module, "time", stopped)
     return clock
 
@@ -82,10 +82,11 @@ def test_evaluations_come_as_often_as_they_are_asked_for(
 ) -> None:
     evaluated: list[int] = []
     with start(tiny_run.config(eval_every_env_steps=every, env_steps=120), tmp_path) as run:
-        run.evaluate = lambda: evaluated.append(run.env_steps)  # type: ignore[assignment,method-assign]
-        while not run.finished():
-            run.collect()
-            run.evaluate_if_due()
+        while not run.pace.finished:
+            run.count(run.collector.collect(1))
+            if run.pace.evaluation_due():
+                evaluated.append(run.pace.env_steps)
+                run.pace.schedule_evaluation()
     assert evaluated == expected
 
 
@@ -93,7 +94,7 @@ def test_evaluations_come_as_often_as_they_are_asked_for(
 @pytest.mark.parametrize("episodes", [1, 4])
 def test_eval_episodes_are_scored(tmp_path: Path, episodes: int) -> None:
     with start(tiny_run.config(eval_episodes=episodes), tmp_path) as run:
-        run.measure_random_policy()
+        run.evaluator.score_random_policy()
         assert len(run.counters.random_scores) == len(run.evaluate().scores) == episodes
 
 
@@ -105,7 +106,7 @@ def test_lines_are_logged_as_often_as_they_are_asked_for(
     with start(tiny_run.config(log_every_seconds=every), tmp_path) as run:
         for _ in range(20):
             clock.now += 1.0
-            run.collect()
+            run.count(run.collector.collect(1))
             run.report()
     lines = read_lines(tmp_path / "metrics.jsonl")
     assert sum("run/updates" in line for line in lines) == written
@@ -123,7 +124,8 @@ def test_checkpoints_come_as_often_as_they_are_asked_for(
             run.save = lambda second=second: (  # type: ignore[method-assign]
                 saved.append(second), Trainer.save(run),
             )  # fmt: skip
-            run.checkpoint_if_due()
+            if run.pace.checkpoint_due():
+                run.save()
     assert saved == list(range(int(every), 62, int(every)))
 
 
@@ -131,7 +133,7 @@ def test_checkpoints_come_as_often_as_they_are_asked_for(
 @pytest.mark.parametrize("save_replay", [True, False])
 def test_save_replay_says_whether_a_checkpoint_holds_it(tmp_path: Path, save_replay: bool) -> None:
     with start(tiny_run.config(save_replay=save_replay), tmp_path) as run:
-        run.collect()
+        run.count(run.collector.collect(1))
         run.save()
     assert ("replay" in checkpoint.load(tmp_path / "checkpoint")) == save_replay
 
@@ -145,7 +147,7 @@ def test_max_minutes_end_a_run(
         finished = []
         for _ in range(130):
             clock.now += 1.0
-            finished.append(run.finished())
+            finished.append(run.pace.finished)
     assert finished.index(True) + 1 == 60 * minutes if minutes else not any(finished)
 
 
@@ -196,7 +198,7 @@ def test_seed_is_that_of_everything_drawn(tmp_path: Path, made_envs: list[tuple[
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         with start(tiny_run.config(seed=seed), tmp_path / name) as run:
             for _ in range(12):
-                run.collect()
+                run.count(run.collector.collect(1))
             state = run.learner.acting.initial_state(2, run._seed(SeedUse.ACT))
             drawn.append({
                 "environments": np.array(made_envs[-1]),

@@ -9,6 +9,7 @@ from mudreamer_fast import reference
 from mudreamer_fast.actor_critic import ActorCritic
 from mudreamer_fast.config import BehaviourConfig
 from mudreamer_fast.imagination import Trajectory, imagine
+from mudreamer_fast.ops.signatures import State
 from mudreamer_fast.world_model import WorldModel
 from tests import tiny
 from tests.tolerances import HAND, assert_close
@@ -59,10 +60,12 @@ def trajectory_of(
     continuous: bool = True,
     through_dynamics: bool = True,
 ) -> Trajectory:
+    given = starts(continuous)
     return imagine(
         model,
         actor_critic.actor,
-        **starts(continuous),
+        State(given.pop("deter"), given.pop("stoch")),
+        **given,
         config=BEHAVIOUR,
         through_dynamics=through_dynamics,
     )

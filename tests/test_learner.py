@@ -68,9 +68,9 @@ def parts(request):
 
 
 def test_metrics_come_in_order_once(parts):
-    learner, _, stock = parts
+    learner, agent, stock = parts
     assert learner.finish() == []
-    learner.start(3)
+    learner.start(agent.update, 3)
     assert [metrics["loss"] for metrics in learner.finish()] == [1, 2, 3]
     assert learner.finish() == []
     assert not stock.held
@@ -78,13 +78,13 @@ def test_metrics_come_in_order_once(parts):
 
 def test_what_acts_has_the_weights_from_before_the_job(parts):
     learner, agent, _ = parts
-    learner.start(2)
+    learner.start(agent.update, 2)
     if learner.in_background:
         wait([learner._job])
         assert learner.acting.weight == 0
     learner.finish()
     assert agent.acting.weight == 2
-    learner.start(2)
+    learner.start(agent.update, 2)
     assert learner.acting.weight == (2 if learner.in_background else 4)
     learner.finish()
     assert len({*agent.threads}) == 1
@@ -92,17 +92,17 @@ def test_what_acts_has_the_weights_from_before_the_job(parts):
 
 
 def test_a_second_job_is_refused_before_the_first_is_finished(parts):
-    learner, *_ = parts
-    learner.start(1)
+    learner, agent, _ = parts
+    learner.start(agent.update, 1)
     with pytest.raises(RuntimeError, match="has not been finished"):
-        learner.start(1)
+        learner.start(agent.update, 1)
 
 
 def test_a_failure_is_the_callers_and_ends_the_view(parts):
-    learner, _, stock = parts
+    learner, agent, stock = parts
     stock.batch = "bad"
     with pytest.raises(ValueError, match="a bad batch"):
-        learner.start(1) or learner.finish()
+        learner.start(agent.update, 1) or learner.finish()
     assert not stock.held
 
 
@@ -117,16 +117,16 @@ def test_idle_time_is_counted_but_for_pauses(parts, monkeypatch):
         return update(batch)
 
     agent.update = slow
-    learner.start(1)
+    learner.start(agent.update, 1)
     learner.finish()
     assert learner.idle_seconds == 0
     clock.now += 5.0
-    learner.start(1)
+    learner.start(agent.update, 1)
     assert learner.idle_seconds == 5
     learner.finish()
     clock.now += 30.0
     learner.pause()
-    learner.start(1)
+    learner.start(agent.update, 1)
     learner.finish()
     assert learner.idle_seconds == 5
 
@@ -134,7 +134,7 @@ def test_idle_time_is_counted_but_for_pauses(parts, monkeypatch):
 def test_a_stop_ends_a_job_early():
     agent, stock = CountingAgent(), Stock()
     learner = Learner(agent, stock, False, lambda: agent.acting.weight == 2)  # type: ignore[arg-type]
-    learner.start(5)
+    learner.start(agent.update, 5)
     assert len(learner.finish()) == 2
 
 

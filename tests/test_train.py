@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,14 +21,16 @@ from PIL import Image
 
 from mudreamer_fast.acting import Acting
 from mudreamer_fast.agent import Agent
-from mudreamer_fast.collect import random_policy
+from mudreamer_fast.collect import Episode, random_policy
 from mudreamer_fast.config import Config, ConfigError, ModelConfig
 from mudreamer_fast.disk import arrays, checkpoint
 from mudreamer_fast.envs import EnvError
-from mudreamer_fast.learner import Learner
+from mudreamer_fast.learner import Learner, Update
 from mudreamer_fast.machine.memory import RESERVED_BYTES
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed, seed_everything
-from mudreamer_fast.run import scoring, trainer
+from mudreamer_fast.run import pace, scoring, trainer
+from mudreamer_fast.run import replay as replay_module
+from mudreamer_fast.run.evaluator import Evaluator
 from mudreamer_fast.run.folder import read_config
 from mudreamer_fast.run.metrics import read_lines
 from mudreamer_fast.run.scoring import score_run
@@ -165,7 +167,7 @@ def test_nothing_that_a_run_draws_shares_its_seed_with_anything_else(
     monkeypatch.setattr(trainer, "seed_everything", recording(seed_everything, 0))
     monkeypatch.setattr(torch, "manual_seed", recording(torch.manual_seed, 0))
     with start(tiny_run.config(), tmp_path) as run:
-        run.measure_random_policy()
+        run.evaluator.score_random_policy()
         step(run, 20)
         run.evaluate()
         seeds += [run.agent.generator.initial_seed(), run._seed(SeedUse.REPLAY)]
@@ -254,7 +256,7 @@ def test_steps_since_the_checkpoint_are_there_after_a_crash(tmp_path: Path) -> N
         shutil.copytree(tmp_path / "run", tmp_path / "copy")
         assert run.reporter is not None
     with start(config, tmp_path / "copy", resume=True) as resumed:
-        assert (resumed.env_steps, len(resumed.replay)) == (60, 62)
+        assert (resumed.pace.env_steps, len(resumed.replay)) == (60, 62)
         step(resumed, 5)
 
 
@@ -293,28 +295,28 @@ def test_waiting_for_data_is_counted_and_told(
 
 def step_between_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Environments so slow that every job is done before the next step."""
-    collect = Trainer.collect
+    learn = Trainer.learn
 
-    def wait_first(run: Trainer) -> None:
+    def wait_afterwards(run: Trainer, update: Update) -> None:
+        learn(run, update)
         wait([run.learner._job] if run.learner._job else [])
-        collect(run)
 
-    monkeypatch.setattr(Trainer, "collect", wait_first)
+    monkeypatch.setattr(Trainer, "learn", wait_afterwards)
 
 
 def step_before_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A learner so slow that steps are taken, or its result is wanted, before its first update."""
-    collect, begin, finish = Trainer.collect, Learner.start, Learner.finish
+    count, begin, finish = Trainer.count, Learner.start, Learner.finish
     update = Agent.update
     due = threading.Event()
 
-    def collected(run: Trainer) -> None:
-        collect(run)
+    def collected(run: Trainer, episodes: Sequence[Episode]) -> None:
+        count(run, episodes)
         due.set()
 
-    def begun(learner: Learner, updates: int) -> None:
+    def begun(learner: Learner, update: Update, updates: int) -> None:
         due.clear()
-        begin(learner, updates)
+        begin(learner, update, updates)
 
     def wanted(learner: Learner) -> list[dict[str, float]]:
         due.set()
@@ -324,7 +326,7 @@ def step_before_updates(monkeypatch: pytest.MonkeyPatch) -> None:
         assert due.wait(PATIENCE_SECONDS)
         return update(agent, batch)
 
-    monkeypatch.setattr(Trainer, "collect", collected)
+    monkeypatch.setattr(Trainer, "count", collected)
     monkeypatch.setattr(Learner, "start", begun)
     monkeypatch.setattr(Learner, "finish", wanted)
     monkeypatch.setattr(Agent, "update", updated)
@@ -371,11 +373,11 @@ def test_steps_are_taken_while_updates_are_under_way(
 
     monkeypatch.setattr(Agent, "update", wait)
     with start(tiny_run.config(overlap="on", train_ratio=1.0), tmp_path) as run:
-        while not run.updates_started:
+        while not run._updates_started:
             step(run, 1)
         taken = run.counters.policy_steps
         for _ in range(5):
-            run.collect()
+            run.count(run.collector.collect(1))
         assert (run.counters.policy_steps, run.agent.updates) == (taken + 10, 0)
         released.set()
         run.finish_updates()
@@ -450,13 +452,11 @@ def test_resume_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
         step(run, 15)  # lost, as in a crash
     assert lines(tmp_path)[-1]["env_steps"] > 60
     with start(tiny_run.config(), tmp_path, resume=True) as resumed:
-        assert resumed.env_steps == 60
+        assert resumed.pace.env_steps == 60
         assert lines(tmp_path)[-1]["env_steps"] <= 60
 
 
-def test_resume_without_the_replay_fills_it_by_the_agent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_without_the_replay_fills_it_by_the_agent(tmp_path: Path) -> None:
     config = tiny_run.config(save_replay=False)
     with start(config, tmp_path) as run:
         step(run, 20)
@@ -464,7 +464,7 @@ def test_resume_without_the_replay_fills_it_by_the_agent(
         run.save()
     assert not {"replay", "batches"} & checkpoint.load(tmp_path / "checkpoint").keys()
     with start(config, tmp_path, resume=True) as resumed:
-        monkeypatch.setattr(resumed, "random", None)
+        assert resumed.collector._policy == resumed.learner.acting.act
         step(resumed, 8)
         assert resumed.agent.updates == updates
         step(resumed, 6)
@@ -499,16 +499,16 @@ def test_stop_during_an_evaluation_saves_and_can_be_resumed(
 def test_stop_before_the_first_step_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = Trainer.measure_random_policy
+    measure = Evaluator.score_random_policy
 
-    def interrupt(run: Trainer) -> None:
+    def interrupt(evaluator: Evaluator) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        measure(run)
+        measure(evaluator)
 
-    monkeypatch.setattr(Trainer, "measure_random_policy", interrupt)
+    monkeypatch.setattr(Evaluator, "score_random_policy", interrupt)
     result = train(tiny_run.config(), tmp_path)
     assert (result.stopped_by, result.env_steps, result.random_scores) == (signal.SIGTERM, 0, [])
-    monkeypatch.setattr(Trainer, "measure_random_policy", measure)
+    monkeypatch.setattr(Evaluator, "score_random_policy", measure)
     assert len(train(tiny_run.config(), tmp_path, resume=True).random_scores) == 3
 
 
@@ -546,7 +546,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         clock.now += clock.seconds
         return float(clock.now)
 
-    for module in (trainer, scoring):
+    for module in (pace, scoring):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=look))
     return clock
 
@@ -565,18 +565,18 @@ def test_minutes_run_out_before_the_steps_do(tmp_path: Path, clock: SimpleNamesp
 def test_time_left_keeps_the_final_evaluation_back(tmp_path: Path, clock: SimpleNamespace) -> None:
     with start(tiny_run.config(max_minutes=10.0), tmp_path) as run:
         clock.now += 30.0
-        assert run.seconds_left == 570
-        run.evaluation_seconds = 370.0
-        assert run.seconds_left == 15
-        assert not run.finished()
-        run.evaluation_seconds = 381.0
-        assert run.finished()
+        assert run.pace.seconds_left == 570
+        run.pace.count_evaluation(370.0)
+        assert run.pace.seconds_left == 15
+        assert not run.pace.finished
+        run.pace.count_evaluation(381.0)
+        assert run.pace.finished
 
 
 def test_replay_beyond_the_memory_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "available_bytes", lambda: RESERVED_BYTES + 999)
+    monkeypatch.setattr(replay_module, "available_bytes", lambda: RESERVED_BYTES + 999)
     with pytest.raises(ConfigError, match="steps would fit"):
         train(tiny_run.config(), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
@@ -585,7 +585,7 @@ def test_replay_beyond_the_memory_is_refused_before_anything_is_written(
 def test_replay_beyond_the_disk_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "disk_bytes", lambda folder: RESERVED_BYTES + 999)
+    monkeypatch.setattr(replay_module, "disk_bytes", lambda folder: RESERVED_BYTES + 999)
     with pytest.raises(ConfigError, match=r"GiB of disk .* steps would fit"):
         train(tiny_run.config(replay={"storage": "disk"}), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from mudreamer_fast import reference
-from mudreamer_fast.networks import features
 from mudreamer_fast.ops.signatures import Observed
 from mudreamer_fast.world_model import WorldModel
 from tests import tiny
@@ -57,7 +56,7 @@ def beliefs(model: WorldModel, batch: dict[str, Tensor]) -> tuple[Observed, Tens
     embed = model.encoder(batch)
     uniforms = made_uniforms(model, batch["is_first"].shape[1])
     seen = model.rssm.observe(embed, batch["action"], batch["is_first"], uniforms)
-    return seen, features(seen.deter, seen.stoch).detach(), embed.detach()
+    return seen, seen.state.feature.detach(), embed.detach()
 
 
 def cross_entropy(logits: Tensor, target: float) -> float:

@@ -84,8 +84,8 @@ def start(config: Config, folder: Path, resume: bool = False) -> Trainer:
 def step(run: Trainer, times: int) -> None:
     """Some steps of the loop, without reports, evaluations and checkpoints."""
     for _ in range(times):
-        run.collect()
-        run.learn()
+        run.count(run.collector.collect(1))
+        run.learn(run.agent.update)
 
 
 def options(config: Config, run_dir: Path) -> list[str]:

@@ -4,7 +4,7 @@ from mudreamer_fast.networks.actor import ActionHead
 from mudreamer_fast.networks.decoder import Decoder
 from mudreamer_fast.networks.encoder import Encoder
 from mudreamer_fast.networks.heads import ContinueHead, ScalarHead
-from mudreamer_fast.networks.rssm import Rssm, features
+from mudreamer_fast.networks.rssm import Rssm
 
 __all__ = [
     "ActionHead",
@@ -13,5 +13,4 @@ __all__ = [
     "Encoder",
     "Rssm",
     "ScalarHead",
-    "features",
 ]

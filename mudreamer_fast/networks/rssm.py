@@ -14,7 +14,7 @@ from mudreamer_fast.networks.layers import (
     NormLinearParameters,
     RunningStatistics,
 )
-from mudreamer_fast.ops.signatures import MlpWeights, RssmWeights
+from mudreamer_fast.ops.signatures import MlpWeights, RssmWeights, State
 
 
 class Rssm(nn.Module):
@@ -62,10 +62,10 @@ class Rssm(nn.Module):
             self.posterior_out.tensors(),
         )
 
-    def empty_state(self, rows: int) -> tuple[Tensor, Tensor]:
-        """Zeros (rows, D) and (rows, G, C): a state to be replaced at the first reset."""
+    def empty_state(self, rows: int) -> State:
+        """Zeros (rows,): a state to be replaced at the first reset."""
         config = self.config
-        return (
+        return State(
             self.initial.new_zeros(rows, self.deter_size),
             self.initial.new_zeros(rows, config.groups, config.classes),
         )
@@ -76,7 +76,7 @@ class Rssm(nn.Module):
         action: Tensor,
         is_first: Tensor,
         uniforms: Tensor,
-        state: tuple[Tensor, Tensor] | None = None,
+        state: State | None = None,
     ) -> Any:
         """Filter sequences: `rssm_observe` with this model's parameters.
 
@@ -87,7 +87,7 @@ class Rssm(nn.Module):
             action: (B, T, A), the action that led to each step.
             is_first: (B, T) bool.
             uniforms: (B, T, G) in [0, 1).
-            state: h (B, D) and z (B, G, C) before the first step; None for an empty one.
+            state: before the first step, (B,); None for an empty one.
         """
         config = self.config
         norm = None
@@ -112,18 +112,16 @@ class Rssm(nn.Module):
 
     def imagine(
         self,
-        deter: Tensor,
-        stoch: Tensor,
+        start: State,
         actor: MlpWeights,
         uniforms: Tensor,
         action_noise: Tensor,
         continuous: bool,
         through_dynamics: bool,
     ) -> Any:
-        """Roll an actor out from (N, D) and (N, G, C): `rssm_imagine` with these parameters."""
+        """Roll an actor out from states (N,): `rssm_imagine` with these parameters."""
         return self.ops.rssm_imagine(
-            deter,
-            stoch,
+            *start,
             self.tensors(),
             actor,
             uniforms,
@@ -133,8 +131,3 @@ class Rssm(nn.Module):
             self.config.unimix,
             self.config.norm_eps,
         )
-
-
-def features(deter: Tensor, stoch: Tensor) -> Tensor:
-    """The model state s: h (..., D) and z (..., G, C) as one vector (..., F)."""
-    return torch.cat([deter, stoch.flatten(-2)], dim=-1)

@@ -4,7 +4,26 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+
+class State(NamedTuple):
+    """States of the model, s = (h, z), of any leading shape."""
+
+    deter: Tensor
+    """(..., D), h."""
+    stoch: Tensor
+    """(..., G, C), z."""
+
+    @property
+    def feature(self) -> Tensor:
+        """Both as one vector (..., F), which heads, actor and critic read."""
+        return torch.cat([self.deter, self.stoch.flatten(-2)], dim=-1)
+
+    def rows(self) -> State:
+        """The same without gradient, its two leading axes (B, T) made one (B T)."""
+        return State(*(part.detach().flatten(0, 1) for part in self))
 
 
 class NormLinear(NamedTuple):
@@ -84,6 +103,16 @@ class Observed(NamedTuple):
     batch_var: Tensor
     """(T, U), biased."""
 
+    @property
+    def state(self) -> State:
+        """After each step, (B, T)."""
+        return State(self.deter, self.stoch)
+
+    @property
+    def previous(self) -> State:
+        """Before each step, after resets, (B, T)."""
+        return State(self.previous_deter, self.previous_stoch)
+
 
 class Imagined(NamedTuple):
     """Rollouts of H steps from N starts."""
@@ -96,3 +125,8 @@ class Imagined(NamedTuple):
     """(N, H, A), as the actor drew them, before they are bounded."""
     policy: Tensor
     """(N, H, 2A or A), the actor's raw outputs, with a gradient to its weights."""
+
+    @property
+    def state(self) -> State:
+        """The starts and what follows, (N, H + 1)."""
+        return State(self.deter, self.stoch)

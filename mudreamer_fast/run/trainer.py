@@ -2,80 +2,43 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from mudreamer_fast.agent import Agent
-from mudreamer_fast.collect import Collector, random_policy, replay_fields
-from mudreamer_fast.config import Config, ConfigError
+from mudreamer_fast.collect import Collector, Episode, random_policy
+from mudreamer_fast.config import Config
 from mudreamer_fast.disk import checkpoint
-from mudreamer_fast.disk.arrays import Empty
-from mudreamer_fast.envs import EnvError, make_env
-from mudreamer_fast.learner import Learner
+from mudreamer_fast.envs import make_env
+from mudreamer_fast.learner import Learner, Update
 from mudreamer_fast.machine.device import (
     overlaps,
     resolve_device,
     settle_arithmetic,
     threads_beside_acting,
 )
-from mudreamer_fast.machine.memory import available_bytes, check_replay_room, disk_bytes
 from mudreamer_fast.machine.seeds import (
     SeedUse,
     derived_seed,
-    generator_states,
-    restore_generator_states,
     seed_everything,
 )
 from mudreamer_fast.machine.signals import StopSignals
-from mudreamer_fast.replay import ReplayBuffer, StorageError
+from mudreamer_fast.replay import StorageError
 from mudreamer_fast.replay.prefetch import Prefetcher
-from mudreamer_fast.run.folder import RunFolder, read_config, write_config
+from mudreamer_fast.run import saving
+from mudreamer_fast.run.evaluator import Evaluator
+from mudreamer_fast.run.folder import RunFolder, write_config
+from mudreamer_fast.run.pace import Counters, Pace
+from mudreamer_fast.run.replay import open_replay
 from mudreamer_fast.run.reporter import Reporter, Standing
 from mudreamer_fast.run.results import TrainResult, score_table, write_results
 from mudreamer_fast.run.scoring import (
-    PolicyMaker,
     Scoring,
-    agent_policy,
-    evaluation_seed,
-    policy_seed,
-    score,
-    uniform_policy,
 )
-
-EVALUATION_MARGIN = 1.5
-"""The final evaluation is given this many times the last one's duration within max_minutes."""
-SPARE_SHARE = 0.02
-"""Of the replay's capacity, taken on top of it at most, so that steps need not wait for a job."""
-
-
-@dataclass
-class Counters:
-    """Where a run stands: all that a checkpoint keeps of the trainer itself."""
-
-    policy_steps: int = 0
-    """Actions chosen, over all environments."""
-    learning_policy_steps: int = 0
-    """Those of them that updates were owed for: all but the prefill."""
-    update_credit: float = 0.0
-    """Updates owed for steps already taken."""
-    seconds: float = 0.0
-    """Wall time of the run up to the checkpoint."""
-    next_eval_env_steps: int = 0
-    """When the next evaluation is due."""
-    resumes: int = 0
-    """How often the run was resumed; seeds the environments' new episodes."""
-    random_scores: list[float] = dataclasses.field(default_factory=list)
-    """Returns of the random policy."""
 
 
 class Trainer:
@@ -83,13 +46,12 @@ class Trainer:
 
     def __init__(self, config: Config, run_dir: Path, resume: bool, stop: StopSignals) -> None:
         """Builds everything, or raises and leaves nothing open."""
-        started = time.monotonic()
         self.config, self.stop, self.folder = config, stop, RunFolder(run_dir)
         device = resolve_device(config.train.device)
-        saved = self._check_folder(resume)
+        saved = saving.read_saved(self.folder, config, resume)
         self.counters = Counters(**saved["counters"]) if resume else Counters()
         self.counters.resumes += resume
-        self.started, self.resumed_at = started - self.counters.seconds, started
+        self.pace = Pace(config, self.counters)
         threads = threads_beside_acting(config.train.threads, config.train.overlap, device)
         settle_arithmetic(threads, config.train.tf32)
         seed_everything(self._seed(SeedUse.GLOBAL))
@@ -97,30 +59,31 @@ class Trainer:
         try:
             self.env = make_env(config.env, config.env.num_envs, self._seed(SeedUse.COLLECT))
             self._open.callback(self.env.close)
-            self.replay = self._make_replay()
+            self.replay = open_replay(config, self.env, self.folder, self._seed(SeedUse.REPLAY))
             self._open.callback(self._close_replay)
             self.agent = Agent(config, self.env.observation_spec, self.env.action_spec, device)
             self.batches = self._make_batches(device)
             self._open.callback(self.batches.close)
             if resume:
-                self._restore(saved)
+                saving.restore(saved, self.agent, self.replay, self.batches)
             self.learner = self._make_learner(device)  # copies the weights that are there now
             self._open.callback(self.learner.close)
             run_dir.mkdir(parents=True, exist_ok=True)
             write_config(config, self.folder.config)
-            self.reporter = Reporter(config, run_dir, self.env_steps if resume else None)
+            self.reporter = Reporter(config, run_dir, self.pace.env_steps if resume else None)
             self._open.callback(self.reporter.close)
+            self.evaluator = Evaluator(config, self.pace, self.reporter, stop)
         except BaseException:
             self._open.close()
             raise
-        self.random = random_policy(
+        at_random = random_policy(
             self.env.action_spec, self.env.num_envs, self._seed(SeedUse.PREFILL)
         )
-        self.collector = Collector(self.env, self.replay, self._act)
-        self.collecting_seconds = 0.0
-        self.updates_started = 0
-        self.evaluation_seconds = 0.0
-        self.next_checkpoint = time.monotonic() + config.train.checkpoint_every_seconds
+        self.collector = Collector(self.env, self.replay, at_random)
+        self._agent_acts = False
+        if self.agent.updates or self._can_learn():
+            self._hand_over()
+        self._updates_started = 0
         self._introduce()
 
     def __enter__(self) -> Trainer:
@@ -130,43 +93,6 @@ class Trainer:
         self._open.close()
 
     # Its parts
-
-    def _check_folder(self, resume: bool) -> dict[str, Any]:
-        """Checks the run folder; gives the checkpoint of a resumed run."""
-        folder = self.folder
-        taken = folder.config.exists() or checkpoint.exists(folder.checkpoint)
-        if not resume and (taken or folder.replay.exists()):
-            raise ConfigError(f"{folder.root} holds a run: resume it, or name another folder")
-        if not resume:
-            return {}
-        before, now = read_config(folder.config), self.config
-        if (before.env, before.model, before.behaviour) != (now.env, now.model, now.behaviour):
-            raise ConfigError("a resumed run keeps its settings of env, model and behaviour")
-        return checkpoint.load(folder.checkpoint)
-
-    def _make_replay(self) -> ReplayBuffer:
-        train, replay = self.config.train, self.config.replay
-        fields = replay_fields(self.env.observation_spec, self.env.action_spec)
-        on_disk = replay.storage == "disk"
-        steps = train.env_steps // self.config.env.action_repeat + self.env.num_envs
-        room = disk_bytes(self.folder.replay) if on_disk else available_bytes()
-        check_replay_room(fields, replay.capacity_steps, steps, room, replay.storage)
-        return ReplayBuffer(
-            fields,
-            replay.capacity_steps,
-            self.env.num_envs,
-            self._seed(SeedUse.REPLAY),
-            replay.gather_threads,
-            self.folder.replay if on_disk else None,
-            replay.flush_every_seconds if on_disk else None,
-            spare_steps=self._spare_steps(),
-        )
-
-    def _spare_steps(self) -> int:
-        """Steps that the replay takes from one job of the learner to the next, unless too many."""
-        rounds = math.ceil(1 / (self.env.num_envs * self.config.updates_per_policy_step))
-        share = SPARE_SHARE * self.config.replay.capacity_steps / self.env.num_envs
-        return max(1, min(rounds + 1, int(share)))
 
     def _make_batches(self, device: torch.device) -> Prefetcher:
         replay = self.config.replay
@@ -188,14 +114,6 @@ class Trainer:
 
     def _seed(self, use: SeedUse) -> int:
         return derived_seed(self.config.train.seed, use, self.counters.resumes)
-
-    def _restore(self, saved: Mapping[str, Any]) -> None:
-        self.agent.load_state_dict(saved["agent"])
-        if "replay" in saved and not len(self.replay):
-            self.replay.load_state_dict(saved["replay"])
-        if "batches" in saved:
-            self.batches.resume(saved["batches"])
-        restore_generator_states(saved["generators"])
 
     def _introduce(self) -> None:
         """Says what runs, on what, and how much it learns from each step."""
@@ -227,83 +145,45 @@ class Trainer:
         length = self.config.replay.batch_length
         return len(self.replay) >= prefill and self.replay.can_sample(length)
 
-    def _act(self, observation: Any, is_first: Any, state: Any) -> tuple[Any, Any]:
-        """Acts at random until learning can begin, then as the agent says."""
-        if self.agent.updates == 0 and not self._can_learn():
-            return self.random(observation, is_first, None)[0], None
-        if state is None:
-            # The agent has seen nothing of the episodes under way: to it, they begin here.
-            state = self.learner.acting.initial_state(self.env.num_envs, self._seed(SeedUse.ACT))
-            is_first = np.ones_like(is_first)
-        return self.learner.acting.act(observation, is_first, state, "sample")
+    def _hand_over(self) -> None:
+        """Have the agent act from now on."""
+        self._agent_acts = True
+        state = self.learner.acting.initial_state(self.env.num_envs, self._seed(SeedUse.ACT))
+        self.collector.hand_over(self.learner.acting.act, state)
 
     # The steps of the loop
-
-    @property
-    def env_steps(self) -> int:
-        """Simulator steps taken so far."""
-        return self.counters.policy_steps * self.config.env.action_repeat
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of the run so far."""
-        return time.monotonic() - self.started
-
-    @property
-    def seconds_left(self) -> float:
-        """Wall time until training must end, the final evaluation's share kept back."""
-        minutes = self.config.train.max_minutes
-        if minutes is None:
-            return math.inf
-        return 60 * minutes - self.seconds - EVALUATION_MARGIN * self.evaluation_seconds
 
     @property
     def waited_seconds(self) -> float:
         """Wall time that the learner waited, for steps to be taken or for batches."""
         return self.learner.idle_seconds + self.batches.waited_seconds
 
-    def finished(self) -> bool:
-        """Whether all steps are taken or the time is up."""
-        return self.env_steps >= self.config.train.env_steps or self.seconds_left <= 0
-
-    def measure_random_policy(self) -> None:
-        """Scores the random policy on the evaluation's episodes, once in a run."""
-        if self.counters.random_scores:
-            return
-        episodes = self.config.train.eval_episodes
-        self.reporter.message(f"scoring the random policy on {episodes} episodes, to compare with")
-        scoring = self._score(uniform_policy(self._seed(SeedUse.RANDOM_POLICY)))
-        self.counters.random_scores = scoring.scores
-        self._report_scores("random", scoring)
-
-    def collect(self) -> None:
-        """One step of every environment, into the replay; at random until it holds the prefill."""
-        started = time.monotonic()
-        episodes = self.collector.collect(1)
-        self.collecting_seconds += time.monotonic() - started
+    def count(self, episodes: Sequence[Episode]) -> None:
+        """Count the step just collected, which ended `episodes`."""
         for episode in episodes:
-            self.reporter.episode(episode.score, episode.length_steps, self.env_steps, self.seconds)
-        self.counters.policy_steps += self.env.num_envs
-        if self._can_learn():
-            self.counters.learning_policy_steps += self.env.num_envs
-            self.counters.update_credit += self.env.num_envs * self.config.updates_per_policy_step
+            self.reporter.episode(
+                episode.score, episode.length_steps, self.pace.env_steps, self.pace.seconds
+            )
+        learning = self._can_learn()
+        self.pace.count_step(self.env.num_envs, learning)
+        if learning and not self._agent_acts:
+            self._hand_over()
 
-    def learn(self) -> None:
-        """Has the learner do the updates that the steps taken so far have earned."""
+    def learn(self, update: Update) -> None:
+        """Have `update` called as often as the steps taken so far have earned."""
         if self.counters.update_credit < 1 or self.stop.received is not None:
             return
         self.finish_updates()
-        self.updates_started = int(self.counters.update_credit)
-        self.counters.update_credit -= self.updates_started
-        self.learner.start(self.updates_started)
+        self._updates_started = self.pace.take_updates()
+        self.learner.start(update, self._updates_started)
         if not self.learner.in_background:
             self.finish_updates()
 
     def finish_updates(self) -> None:
         """Waits for the updates under way; those that a stop left undone are still owed."""
         done = self.learner.finish()
-        self.counters.update_credit += self.updates_started - len(done)
-        self.updates_started = 0
+        self.pace.give_back(self._updates_started - len(done))
+        self._updates_started = 0
         for metrics in done:
             self.reporter.update(metrics)
 
@@ -313,82 +193,43 @@ class Trainer:
         counters = self.counters
         self.reporter.tick(
             Standing(
-                self.env_steps,
+                self.pace.env_steps,
                 counters.policy_steps,
                 counters.learning_policy_steps,
                 self.agent.updates,
-                self.seconds,
-                self.seconds_left,
+                self.pace.seconds,
+                self.pace.seconds_left,
                 self.waited_seconds,
-                self.collecting_seconds,
+                self.collector.seconds,
             )
         )
 
-    def evaluate_if_due(self) -> None:
-        """Scores the agent every `eval_every_env_steps`; the end of the run has its own."""
-        every = self.config.train.eval_every_env_steps
-        counters = self.counters
-        if counters.next_eval_env_steps == 0:
-            counters.next_eval_env_steps = every
-        affordable = self.seconds_left > self.evaluation_seconds and not self.finished()
-        if every and self.env_steps >= counters.next_eval_env_steps and affordable:
-            self.evaluate()
-            counters.next_eval_env_steps = (self.env_steps // every + 1) * every
-
     def evaluate(self, film: bool = False) -> Scoring:
-        """Scores the agent; filmed where pictures can be had."""
+        """Score the agent; film it where pictures can be had."""
         self.finish_updates()
         self.learner.pause()
-        policy = agent_policy(
-            self.agent, self.config.train.eval_policy, policy_seed(self.config.train.seed)
-        )
-        try:
-            scoring = self._score(policy, film)
-        except EnvError as error:
-            # An agent that sees vectors needs no renderer: its score must not be lost for a film.
-            if not film or "image" in self.env.observation_spec:
-                raise
-            self.reporter.message(f"warning: no video: {error}")
-            scoring = self._score(policy)
-        self._report_scores("evaluation", scoring)
+        scoring = self.evaluator.score_agent(self.agent, film)
+        self.pace.schedule_evaluation()
         return scoring
-
-    def checkpoint_if_due(self) -> None:
-        """Saves every `checkpoint_every_seconds`."""
-        if time.monotonic() >= self.next_checkpoint:
-            self.save()
 
     def save(self) -> None:
         """Writes a checkpoint; one that fails is told and tried again at the next occasion."""
         self.finish_updates()
         self.learner.pause()
-        started = self.counters.seconds = self.seconds
-
-        def build(empty: Empty) -> dict[str, Any]:
-            state: dict[str, Any] = {
-                "counters": dataclasses.asdict(self.counters),
-                "generators": generator_states(),
-                "agent": self.agent.state_dict(),
-            }
-            if self.config.replay.storage == "disk":
-                self.replay.flush()
-            elif self.config.train.save_replay:
-                state["replay"] = self.replay.state_dict(empty)
-            else:
-                return state
-            return {**state, "batches": self.batches.under_way()}
-
+        started = self.counters.seconds = self.pace.seconds
         try:
-            checkpoint.save(build, self.folder.checkpoint)
+            saving.write(
+                self.folder, self.config, self.counters, self.agent, self.replay, self.batches
+            )
         except (checkpoint.CheckpointError, StorageError) as error:
             self.reporter.message(f"warning: {error}")
-        self.reporter.update({"checkpoint/seconds": self.seconds - started})
-        self.next_checkpoint = time.monotonic() + self.config.train.checkpoint_every_seconds
+        self.reporter.update({"checkpoint/seconds": self.pace.seconds - started})
+        self.pace.schedule_checkpoint()
 
     def finish(self, scoring: Scoring) -> TrainResult:
         """Writes scores and pictures and prints the table."""
         result, tell = self.result(scoring), self.reporter.message
-        share = 100 / (time.monotonic() - self.resumed_at)
+        share = 100 / self.pace.session_seconds
         tell(
             f"the learner waited {self.waited_seconds * share:.1f}% of the time: "
             f"{self.batches.waited_seconds * share:.2f}% for batches, "
@@ -404,31 +245,10 @@ class Trainer:
         """What the run came to."""
         return TrainResult(
             self.folder.root,
-            self.env_steps,
+            self.pace.env_steps,
             self.agent.updates,
-            self.seconds,
+            self.pace.seconds,
             self.counters.random_scores,
             scoring,
             self.stop.received if scoring is None else None,
-        )
-
-    def _score(self, make_policy: PolicyMaker, film: bool = False) -> Scoring:
-        train = self.config.train
-        scoring = score(
-            self.config.env,
-            make_policy,
-            train.eval_episodes,
-            evaluation_seed(self.config.train.seed),
-            film,
-            self.stop.raise_if_received,
-        )
-        self.evaluation_seconds = scoring.seconds
-        return scoring
-
-    def _report_scores(self, name: str, scoring: Scoring) -> None:
-        scores = scoring.scores
-        self.reporter.scores(name, scores, self.env_steps, self.seconds)
-        self.reporter.message(
-            f"{name} at {self.env_steps:,} env steps: {np.mean(scores):.1f} "
-            f"+- {np.std(scores):.1f} over {len(scores)} episodes"
         )

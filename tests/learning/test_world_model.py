@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mudreamer_fast import reference
-from mudreamer_fast.networks import features
 from mudreamer_fast.ops.signatures import Observed
 from mudreamer_fast.optim import move_average
 from mudreamer_fast.world_model import WorldModel
@@ -108,8 +107,8 @@ def known(model: WorldModel, batch: dict[str, Tensor]) -> dict[Part, float]:
     seen: Observed = model.rssm.observe(
         embed, batch["action"], is_first, torch.rand(*is_first.shape, model.config.groups)
     )
-    feature = features(seen.deter, seen.stoch)
-    previous = features(seen.previous_deter, seen.previous_stoch)
+    feature = seen.state.feature
+    previous = seen.previous.feature
     later = ~is_first
     # An ignorant prior would give each latent's distribution over all walks.
     overall = seen.posterior.softmax(-1).flatten(0, 1).mean(0).log().expand_as(seen.prior)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mudreamer_fast import reference
-from mudreamer_fast.networks import Rssm, features
-from mudreamer_fast.ops.signatures import Observed
+from mudreamer_fast.networks import Rssm
+from mudreamer_fast.ops.signatures import Observed, State
 from tests import tiny
 from tests.tolerances import HAND, assert_close
 
@@ -31,7 +31,7 @@ def observe(rssm: Rssm) -> Observed:
 
 def test_features_are_the_recurrent_state_then_the_latents() -> None:
     deter, stoch = torch.randn(4, 2, 3), torch.randn(4, 2, 5, 7)
-    feature = features(deter, stoch)
+    feature = State(deter, stoch).feature
     assert torch.equal(feature[..., :3], deter)
     assert torch.equal(feature[..., 3 + 7 * 2 : 3 + 7 * 3], stoch[..., 2, :])
 
