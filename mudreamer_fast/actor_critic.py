@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from mudreamer_fast.config import BehaviourConfig, ModelConfig
 from mudreamer_fast.imagination import Trajectory
 from mudreamer_fast.networks import ActionHead, ScalarHead
+from mudreamer_fast.ops.operations import Operations
 
 
 class ReturnScale(nn.Module):
@@ -79,7 +79,7 @@ class ActorCritic(nn.Module):
         feature_size: int,
         action_size: int,
         continuous: bool,
-        ops: ModuleType,
+        ops: Operations,
     ) -> None:
         super().__init__()
         self.config = behaviour

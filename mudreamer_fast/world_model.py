@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from mudreamer_fast.networks import (
     Rssm,
     ScalarHead,
 )
+from mudreamer_fast.ops.operations import Operations
 from mudreamer_fast.ops.signatures import State
 
 
@@ -58,7 +58,7 @@ class WorldModel(nn.Module):
         shapes: Mapping[str, tuple[int, ...]],
         action_size: int,
         continuous: bool,
-        ops: ModuleType,
+        ops: Operations,
     ) -> None:
         super().__init__()
         self.config = config

@@ -15,6 +15,7 @@ PACKAGE = "mudreamer_fast"
 ROWS: tuple[tuple[str, ...], ...] = (
     ("config", "machine.allocator", "ops.symlog", "ops.signatures", "optim"),
     ("run.tensorboard", "run.collapse", "disk.arrays", "disk.manifest", "_replay"),
+    ("ops.operations",),
     ("machine.device", "machine.memory", "machine.seeds", "machine.signals"),
     ("run.folder", "run.metrics", "disk.checkpoint", "backend.cuda_graph"),
     ("ops.distributions", "backend.selfcheck", "kernels"),
@@ -40,7 +41,8 @@ ONLY: dict[str, set[str]] = {
     "reference": {"ops.symlog", "ops.distributions", "ops.signatures"},
     "replay": {"_replay", "disk.manifest"},
     "envs": {"config"},
-    "networks": {"config", "ops.symlog", "ops.distributions", "ops.signatures"},
+    "networks": {"config", "ops.symlog", "ops.distributions", "ops.signatures", "ops.operations"},
+    "ops.operations": {"ops.signatures"},
     "collect": {"envs", "replay"},
     "evaluate": {"envs"},
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from types import ModuleType
+from typing import cast
 
 import torch
 
@@ -12,6 +13,7 @@ from mudreamer_fast import kernels, reference
 from mudreamer_fast.backend.selfcheck import Agreement, check_ops
 from mudreamer_fast.config import ConfigError
 from mudreamer_fast.kernels.device import runs_on
+from mudreamer_fast.ops.operations import Operations
 
 BACKENDS = ("reference", "compiled", "fused", "persistent")
 ON_TRITON = ("fused", "persistent")
@@ -68,14 +70,16 @@ def resolve_backend(name: str, device: torch.device) -> str:
     return name
 
 
-def load_ops(name: str) -> ModuleType:
+def load_ops(name: str) -> Operations:
     """The module of operations called "reference", "compiled", "fused" or "persistent".
 
     "compiled" is the reference under torch.compile; "persistent" is fused, but for sequences, which
     are filtered in a single launch.
     """
-    if name in ("reference", "fused"):
-        return {"reference": reference, "fused": kernels}[name]
+    if name == "reference":
+        return reference
+    if name == "fused":
+        return kernels
     ops = ModuleType(f"{__package__}.{name}")
     for op in reference.__all__:
         if name == "persistent":
@@ -84,4 +88,4 @@ def load_ops(name: str) -> ModuleType:
             setattr(ops, op, torch.compile(getattr(reference, op), dynamic=False))
     if name == "persistent":
         ops.rssm_observe = kernels.rssm_observe_persistent  # type: ignore[attr-defined]
-    return ops
+    return cast(Operations, ops)

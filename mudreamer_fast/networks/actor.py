@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor, nn
 
 from mudreamer_fast.config import ModelConfig
 from mudreamer_fast.networks.layers import Mlp
 from mudreamer_fast.ops.distributions import Policy, policy_distribution
+from mudreamer_fast.ops.operations import Operations
 
 
 class ActionHead(nn.Module):
@@ -32,7 +31,7 @@ class ActionHead(nn.Module):
         inputs: int,
         action_size: int,
         continuous: bool,
-        ops: ModuleType,
+        ops: Operations,
     ) -> None:
         super().__init__()
         dims = config.dimensions

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mudreamer_fast.config import ModelConfig
 from mudreamer_fast.networks.layers import Mlp
+from mudreamer_fast.ops.operations import Operations
 
 
 class ScalarHead(nn.Module):
@@ -23,7 +22,7 @@ class ScalarHead(nn.Module):
         ops: the operations, reference or fused.
     """
 
-    def __init__(self, config: ModelConfig, inputs: int, ops: ModuleType) -> None:
+    def __init__(self, config: ModelConfig, inputs: int, ops: Operations) -> None:
         super().__init__()
         dims = config.dimensions
         self.arguments = (config, inputs, ops)
@@ -64,7 +63,7 @@ class ContinueHead(nn.Module):
         ops: the operations, reference or fused.
     """
 
-    def __init__(self, config: ModelConfig, inputs: int, ops: ModuleType) -> None:
+    def __init__(self, config: ModelConfig, inputs: int, ops: Operations) -> None:
         super().__init__()
         dims = config.dimensions
         self.mlp = Mlp(inputs, dims.hidden, dims.layers, 1, ops, config.norm_eps)

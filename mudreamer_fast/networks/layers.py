@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from types import ModuleType
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from mudreamer_fast.ops.operations import Operations
 from mudreamer_fast.ops.signatures import BatchNormState, Linear, MlpWeights, NormLinear
 
 Init = Literal["normal", "xavier", "zero"]
@@ -77,7 +77,7 @@ class Mlp(nn.Module):
         hidden: int,
         layers: int,
         outputs: int,
-        ops: ModuleType,
+        ops: Operations,
         eps: float,
         init: Init = "xavier",
     ) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +11,8 @@ from mudreamer_fast.networks.layers import (
     NormLinearParameters,
     RunningStatistics,
 )
-from mudreamer_fast.ops.signatures import MlpWeights, RssmWeights, State
+from mudreamer_fast.ops.operations import Operations
+from mudreamer_fast.ops.signatures import Imagined, MlpWeights, Observed, RssmWeights, State
 
 
 class Rssm(nn.Module):
@@ -28,7 +26,7 @@ class Rssm(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, embed_size: int, action_size: int, ops: ModuleType
+        self, config: ModelConfig, embed_size: int, action_size: int, ops: Operations
     ) -> None:
         super().__init__()
         dims = config.dimensions
@@ -77,7 +75,7 @@ class Rssm(nn.Module):
         is_first: Tensor,
         uniforms: Tensor,
         state: State | None = None,
-    ) -> Any:
+    ) -> Observed:
         """Filter sequences: `rssm_observe` with this model's parameters.
 
         In training the batch norm's running statistics follow the batch.
@@ -118,7 +116,7 @@ class Rssm(nn.Module):
         action_noise: Tensor,
         continuous: bool,
         through_dynamics: bool,
-    ) -> Any:
+    ) -> Imagined:
         """Roll an actor out from states (N,): `rssm_imagine` with these parameters."""
         return self.ops.rssm_imagine(
             *start,
