@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from mudreamer_fast.backend import load
 from mudreamer_fast.backend.load import load_ops, missing_fused_ops, resolve_backend
 from mudreamer_fast.backend.selfcheck import Agreement
 from mudreamer_fast.config import ConfigError
+from mudreamer_fast.ops.operations import Operations
 from tests.tolerances import REORDERED, assert_close
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -128,3 +130,11 @@ def test_compiled_operations_agree_with_the_reference() -> None:
     expected = reference.lambda_return(*given, 0.9, 0.95)
     found = load_ops("compiled").lambda_return(*given, 0.9, 0.95)
     assert_close(found, expected, REORDERED)
+
+
+def test_protocol_of_operations_names_those_of_the_reference_and_their_arguments() -> None:
+    named = {name for name in vars(Operations) if not name.startswith("_")}
+    assert named == {*reference.__all__}
+    for name in named:
+        _, *arguments = inspect.signature(getattr(Operations, name)).parameters
+        assert arguments == [*inspect.signature(getattr(reference, name)).parameters], name
