@@ -1,0 +1,56 @@
+"""The manual: short where it must be, and nothing in it points to what is not there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "kernels/README.md",
+    ROOT / "bench/GPU_TODO.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "docs/results/README.md",
+]
+OURS = ("mudreamer_fast/", "tests/", "bench/", "kernels/", "csrc/", "docs/")
+MOST_WORDS = 800
+
+
+def links(text: str) -> list[str]:
+    """Targets of relative links and pictures."""
+    found = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
+    return [target for target in found if "://" not in target]
+
+
+def places(text: str) -> list[str]:
+    """Paths of ours in backticks, without those that stand for several or for files to come."""
+    found = re.findall(r"`([\w./-]+)`", text)
+    return [path for path in found if path.startswith(OURS) and "RUN" not in path]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_points_to_is_there(page: Path) -> None:
+    text = page.read_text()
+    missing = [target for target in links(text) if not (page.parent / target).exists()]
+    missing += [path for path in places(text) if not (ROOT / path).exists()]
+    assert [path for path in missing if path not in ("bench/results/", "bench/results")] == []
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= MOST_WORDS
+
+
+def test_pages_are_reached_from_the_readme() -> None:
+    reached = {(ROOT / target).resolve() for target in links((ROOT / "README.md").read_text())}
+    pages = {path.resolve() for path in (ROOT / "docs").glob("*.md")}
+    assert pages <= reached
+
+
+def test_links_and_places_are_found() -> None:
+    text = "[a](docs/x.md#part) ![b](y.png) [c](https://d.e) `tests/z.py` `--env.task` `csrc/`"
+    assert links(text) == ["docs/x.md", "y.png"]
+    assert places(text) == ["tests/z.py", "csrc/"]
