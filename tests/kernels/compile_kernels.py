@@ -153,7 +153,9 @@ def persistent_kernels(architecture: int) -> Iterator[dict[str, Any]]:
     forward = import_module("mudreamer_fast.kernels.rssm_observe_persistent_fwd")
     for direction in ("fwd", "bwd"):
         name = f"rssm_observe_persistent_{direction}_kernel"
-        kernel = getattr(import_module(f"mudreamer_fast.kernels.rssm_observe_{direction}"), name)
+        kernel = getattr(
+            import_module(f"mudreamer_fast.kernels.rssm_observe_persistent_{direction}"), name
+        )
         # As the JIT finds them: memory and rows begin at multiples of 16.
         attributes = {
             (i,): [["tt.divisibility", 16]]

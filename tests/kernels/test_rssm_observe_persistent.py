@@ -32,7 +32,7 @@ interpreted = pytest.mark.skipif(not INTERPRETED, reason="the kernels run on a G
 
 
 def module(direction: str) -> ModuleType:
-    return importlib.import_module(f"mudreamer_fast.kernels.rssm_observe_{direction}")
+    return importlib.import_module(f"mudreamer_fast.kernels.rssm_observe_persistent_{direction}")
 
 
 def kernel_name(direction: str) -> str:
