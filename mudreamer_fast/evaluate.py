@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from mudreamer_fast.envs import Policy, VectorEnv
+from mudreamer_fast.envs import Policy, VectorEnv, VectorStep
 from mudreamer_fast.envs.vector_env import Frames
 
 VIDEO_SIZE = 128
@@ -19,11 +21,15 @@ class Evaluation:
     """Some played episodes."""
 
     scores: list[float]
-    """Sum of the rewards of each episode."""
-    lengths: list[int]
+    """Return of each episode: the sum of its rewards."""
+    lengths_steps: list[int]
     """Policy steps of each episode."""
+    seconds: float
+    """Wall time that it took."""
     frames: list[Frames] = field(default_factory=list)
-    """(size, size, 3) uint8: the first episode, its first to its last observation, if asked for."""
+    """(size, size, 3) uint8: the first episode, its first to its last observation, if filmed."""
+    seen: list[Frames] = field(default_factory=list)
+    """(h, w, c) uint8: the same as the policy saw it; empty where it sees no image."""
 
 
 def evaluate(
@@ -31,8 +37,9 @@ def evaluate(
     policy: Policy,
     initial_state: Any,
     episodes: int,
-    record: bool = False,
+    film: bool = False,
     frame_size: int = VIDEO_SIZE,
+    interrupt: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Plays episodes side by side and measures them.
 
@@ -44,24 +51,34 @@ def evaluate(
         policy: acts for all N.
         initial_state: what the policy is first called with.
         episodes: number of episodes, at least 1.
-        record: keep pictures of the first episode.
+        film: keep pictures of the first episode.
         frame_size: height and width of the pictures.
+        interrupt: called at every step; what it raises ends the evaluation.
 
     Raises:
         ValueError: no episodes are asked for.
     """
     if episodes < 1:
         raise ValueError(f"episodes must be positive, got {episodes}")
+    started = time.monotonic()
     num_envs = env.num_envs
     scores, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
     played = np.zeros(num_envs, np.int64)
     share = np.array([len(range(i, episodes, num_envs)) for i in range(num_envs)])
     results: dict[int, tuple[float, int]] = {}
     frames: list[Frames] = []
+    seen: list[Frames] = []
+
+    def take_pictures(step: VectorStep) -> None:
+        frames.append(env.render(frame_size, [0])[0])
+        if "image" in step.observation:
+            seen.append(np.ascontiguousarray(step.observation["image"][0].transpose(1, 2, 0)))
+
     step, state = env.reset(), initial_state
     while len(results) < episodes:
-        if record and not played[0]:
-            frames.append(env.render(frame_size, [0])[0])
+        interrupt()
+        if film and not played[0]:
+            take_pictures(step)
         action, state = policy(step.observation, step.is_first, state)
         step = env.step(action)
         scores += step.reward
@@ -69,9 +86,15 @@ def evaluate(
         for i in np.flatnonzero(step.is_last):
             if played[i] < share[i]:
                 results[int(i + played[i] * num_envs)] = float(scores[i]), int(lengths[i])
-            if record and i == 0 and not played[0]:
-                frames.append(env.render(frame_size, [0])[0])
+            if film and i == 0 and not played[0]:
+                take_pictures(step)
             played[i] += 1
             scores[i] = lengths[i] = 0
     ordered = [results[k] for k in range(episodes)]
-    return Evaluation([score for score, _ in ordered], [length for _, length in ordered], frames)
+    return Evaluation(
+        [score for score, _ in ordered],
+        [length for _, length in ordered],
+        time.monotonic() - started,
+        frames,
+        seen,
+    )

@@ -17,6 +17,11 @@ def pointer(observation: Any, is_first: Any, state: int) -> tuple[np.ndarray, in
     return observation["vector"].copy(), state + 1
 
 
+def idle(observation: Any, is_first: Any, state: Any) -> tuple[np.ndarray, Any]:
+    """Does nothing."""
+    return np.eye(3, dtype=np.float32)[np.zeros(len(is_first), int)], state
+
+
 def tiny(num_envs: int, episode_length: Any = 4, **options: Any) -> TinyEnv:
     options = {"observation": "vector", "discrete": True} | options
     return TinyEnv(num_envs, episode_length=episode_length, **options)
@@ -25,7 +30,7 @@ def tiny(num_envs: int, episode_length: Any = 4, **options: Any) -> TinyEnv:
 def test_evaluate_adds_up_the_rewards_of_whole_episodes() -> None:
     right = evaluate(tiny(2), pointer, 0, episodes=4)
     assert right.scores == [4.0] * 4
-    assert right.lengths == [4] * 4
+    assert right.lengths_steps == [4] * 4
     assert right.frames == []
     env = tiny(2, episode_length=100)
     chance = evaluate(env, random_policy(env.action_spec, 2, 0), None, episodes=6)
@@ -37,8 +42,8 @@ def test_evaluate_adds_up_the_rewards_of_whole_episodes() -> None:
 def test_evaluate_gives_each_environment_its_fixed_share(num_envs: int, episodes: int) -> None:
     lengths = [2, 9, 5][:num_envs]
     played = evaluate(tiny(num_envs, lengths), pointer, 0, episodes)
-    assert played.lengths == [lengths[k % num_envs] for k in range(episodes)]
-    assert played.scores == played.lengths
+    assert played.lengths_steps == [lengths[k % num_envs] for k in range(episodes)]
+    assert played.scores == played.lengths_steps
 
 
 def test_evaluate_scores_do_not_depend_on_the_other_episodes() -> None:
@@ -61,13 +66,35 @@ def test_evaluate_films_the_first_episode_from_first_to_last_observation(num_env
         seen.append(observation["vector"][0].argmax())
         return observation["vector"].copy(), state
 
-    played = evaluate(tiny(num_envs, 6), watching, None, episodes=2, record=True)
+    played = evaluate(tiny(num_envs, 6), watching, None, episodes=2, film=True)
     assert len(played.frames) == 7
     assert {frame.shape for frame in played.frames} == {(VIDEO_SIZE, VIDEO_SIZE, 3)}
     lit = [frame[0, :, 0].argmax() * 3 // VIDEO_SIZE for frame in played.frames]
     np.testing.assert_allclose(lit[:6], seen[:6], atol=0)
-    small = evaluate(tiny(num_envs), pointer, 0, episodes=2, record=True, frame_size=9)
+    assert played.seen == []  # the policy saw no image
+    small = evaluate(tiny(num_envs), pointer, 0, episodes=2, film=True, frame_size=9)
     assert [frame.shape for frame in small.frames] == [(9, 9, 3)] * 5
+
+
+def test_evaluate_keeps_what_the_policy_saw_of_the_filmed_episode() -> None:
+    env = tiny(2, 5, observation="pixels")
+    first = env.reset().observation["image"][0].transpose(1, 2, 0)
+    played = evaluate(tiny(2, 5, observation="pixels"), idle, None, episodes=2, film=True)
+    assert len(played.seen) == len(played.frames) == 6
+    np.testing.assert_array_equal(played.seen[0], first)
+    assert evaluate(env, idle, None, episodes=2).seen == []
+
+
+def test_evaluate_ends_where_it_is_interrupted() -> None:
+    calls = []
+
+    def interrupt() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tiny(1, 100), pointer, 0, episodes=1, interrupt=interrupt)
 
 
 def test_evaluate_threads_the_policys_state_through_resets() -> None:
@@ -93,9 +120,9 @@ def test_evaluate_gives_a_simulators_policy_the_same_scores_again() -> None:
     def play() -> tuple[list[float], list[int], list[Any]]:
         env = make_env(EnvConfig(task="dmc/cartpole_balance", observation="vector"), 2, 11)
         policy = random_policy(env.action_spec, 2, 0)
-        played = evaluate(env, policy, None, episodes=2, record=False)
+        played = evaluate(env, policy, None, episodes=2, film=False)
         env.close()
-        return played.scores, played.lengths, played.frames
+        return played.scores, played.lengths_steps, played.frames
 
     scores, lengths, _ = play()
     assert lengths == [500, 500]

@@ -70,10 +70,10 @@ def test_run_leaves_scores_pictures_metrics_and_checkpoint(
     result = train(config, tmp_path / "run")
     folder = tmp_path / "run"
     assert (result.env_steps, result.stopped_by, result.run_dir) == (120, None, folder)
-    assert result.scoring is not None
-    assert len(result.scoring.scores) == len(result.random_scores) == 3
+    assert result.evaluation is not None
+    assert len(result.evaluation.scores) == len(result.random_scores) == 3
     saved = json.loads((folder / "result.json").read_text())
-    assert saved["scores"] == result.scoring.scores
+    assert saved["scores"] == result.evaluation.scores
     assert saved["random_scores"] == result.random_scores
     assert (folder / "evaluation.mp4").stat().st_size > 0
     assert Image.open(folder / "curve.png").format == "PNG"
@@ -182,8 +182,8 @@ def test_evaluation_samples_the_policy_or_takes_its_mode_as_asked(tmp_path: Path
     scores = {}
     for policy in ("sample", "mode"):
         result = train(tiny_run.config(eval_policy=policy), tmp_path / policy)
-        assert result.scoring is not None
-        scores[policy] = result.scoring.scores
+        assert result.evaluation is not None
+        scores[policy] = result.evaluation.scores
         saved = json.loads((tmp_path / policy / "result.json").read_text())
         assert (saved["eval_policy"], saved["scores"]) == (policy, scores[policy])
         config = read_config(tmp_path / policy / "config.json")
@@ -199,9 +199,9 @@ def test_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -
         results.append(train(tiny_run.config(seed=seed), tmp_path / name))
         runs.append(checkpoint.load(tmp_path / name / "checkpoint"))
     first, again, other = results
-    assert first.scoring is not None
-    assert again.scoring is not None
-    assert first.scoring.scores == again.scoring.scores
+    assert first.evaluation is not None
+    assert again.evaluation is not None
+    assert first.evaluation.scores == again.evaluation.scores
     assert first.random_scores == again.random_scores != other.random_scores
     for name, weight in runs[0]["agent"]["world_model"].items():
         assert torch.equal(weight, runs[1]["agent"]["world_model"][name]), name
@@ -487,7 +487,7 @@ def test_stop_during_an_evaluation_saves_and_can_be_resumed(
     monkeypatch.setattr(Agent, "act", interrupt)
     before = signal.getsignal(signal.SIGINT)
     result = train(config, tmp_path)
-    assert (result.stopped_by, result.scoring, result.env_steps) == (signal.SIGINT, None, 52)
+    assert (result.stopped_by, result.evaluation, result.env_steps) == (signal.SIGINT, None, 52)
     assert len(observed) == 3
     assert signal.getsignal(signal.SIGINT) is before
     resumed = train(config, tmp_path, resume=True)
@@ -555,7 +555,7 @@ def test_minutes_run_out_before_the_steps_do(tmp_path: Path, clock: SimpleNamesp
     clock.seconds = 0.1
     config = tiny_run.config(env_steps=10**9, max_minutes=1.0, eval_every_env_steps=0)
     result = train(config, tmp_path)
-    assert result.scoring is not None
+    assert result.evaluation is not None
     assert 0 < result.env_steps < 10**3
     assert 60 < result.seconds < 70
     again = train(config, tmp_path, resume=True)
@@ -628,8 +628,8 @@ def test_agent_of_vectors_is_scored_where_nothing_can_be_rendered(
 
     monkeypatch.setattr(tiny_run.TinyEnv, "render", fail)
     result = train(tiny_run.config(eval_every_env_steps=0), tmp_path)
-    assert result.scoring is not None
-    assert len(result.scoring.scores) == 3
+    assert result.evaluation is not None
+    assert len(result.evaluation.scores) == 3
     assert "warning: no video: no EGL" in capsys.readouterr().err
     assert not (tmp_path / "evaluation.mp4").exists()
 

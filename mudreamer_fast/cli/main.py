@@ -187,12 +187,12 @@ def _evaluate(words: list[str]) -> int:
     config = read_config(RunFolder(command.run).config)
     film = command.video is not None
     eval_policy = command.policy or config.train.eval_policy
-    scoring, random_scores = score_run(
+    evaluation, random_scores = score_run(
         config, command.run, command.episodes, command.seed, eval_policy, command.device, film
     )
-    print(score_table(scoring.scores, random_scores, eval_policy))
+    print(score_table(evaluation.scores, random_scores, eval_policy))
     if command.video is not None:
-        for path in write_film(scoring, command.video, None, config.env):
+        for path in write_film(evaluation, command.video, None, config.env):
             print(f"  {path}")
     return 0
 

@@ -7,13 +7,13 @@ import numpy as np
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.config import Config
 from mudreamer_fast.envs import EnvError
+from mudreamer_fast.evaluate import Evaluation
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
 from mudreamer_fast.machine.signals import StopSignals
 from mudreamer_fast.run.pace import Pace
 from mudreamer_fast.run.reporter import Reporter
 from mudreamer_fast.run.scoring import (
     PolicyMaker,
-    Scoring,
     agent_policy,
     evaluation_seed,
     policy_seed,
@@ -44,28 +44,28 @@ class Evaluator:
             f"scoring the random policy on {train.eval_episodes} episodes, to compare with"
         )
         seed = derived_seed(train.seed, SeedUse.RANDOM_POLICY, counters.resumes)
-        scoring = self._score(uniform_policy(seed))
-        counters.random_scores = scoring.scores
-        self._report("random", scoring)
+        evaluation = self._score(uniform_policy(seed))
+        counters.random_scores = evaluation.scores
+        self._report("random", evaluation)
 
-    def score_agent(self, agent: Agent, film: bool) -> Scoring:
+    def score_agent(self, agent: Agent, film: bool) -> Evaluation:
         """Score the agent; film it where pictures can be had."""
         train = self._config.train
         policy = agent_policy(agent, train.eval_policy, policy_seed(train.seed))
         try:
-            scoring = self._score(policy, film)
+            evaluation = self._score(policy, film)
         except EnvError as error:
             # An agent that sees vectors needs no renderer: its score must not be lost for a film.
             if not film or "image" in agent.observations:
                 raise
             self._reporter.message(f"warning: no video: {error}")
-            scoring = self._score(policy)
-        self._report("evaluation", scoring)
-        return scoring
+            evaluation = self._score(policy)
+        self._report("evaluation", evaluation)
+        return evaluation
 
-    def _score(self, make_policy: PolicyMaker, film: bool = False) -> Scoring:
+    def _score(self, make_policy: PolicyMaker, film: bool = False) -> Evaluation:
         train = self._config.train
-        scoring = score(
+        evaluation = score(
             self._config.env,
             make_policy,
             train.eval_episodes,
@@ -73,11 +73,11 @@ class Evaluator:
             film,
             self._stop.raise_if_received,
         )
-        self._pace.count_evaluation(scoring.seconds)
-        return scoring
+        self._pace.count_evaluation(evaluation.seconds)
+        return evaluation
 
-    def _report(self, name: str, scoring: Scoring) -> None:
-        scores, pace = scoring.scores, self._pace
+    def _report(self, name: str, evaluation: Evaluation) -> None:
+        scores, pace = evaluation.scores, self._pace
         self._reporter.scores(name, scores, pace.env_steps, pace.seconds)
         self._reporter.message(
             f"{name} at {pace.env_steps:,} env steps: {np.mean(scores):.1f} "

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mudreamer_fast.config import ActionChoice, Config, EnvConfig
+from mudreamer_fast.evaluate import Evaluation
 from mudreamer_fast.run import pictures
 from mudreamer_fast.run.folder import RunFolder, write_json
 from mudreamer_fast.run.metrics import METRICS_FILE
-from mudreamer_fast.run.scoring import Scoring
 
 POLICY_STEPS_PER_SECOND = 25.0
 """At which videos play at an action repeat of 2: near the robots' own speed in most tasks."""
@@ -31,7 +31,7 @@ class TrainResult:
     """Wall time of the whole run, resumed parts included."""
     random_scores: list[float]
     """Returns of the random policy on the evaluation's episodes."""
-    scoring: Scoring | None
+    evaluation: Evaluation | None
     """The final evaluation; None where the run was stopped before it."""
     stopped_by: int | None
     """The signal that stopped the run early."""
@@ -62,12 +62,19 @@ def score_ratio(scores: Sequence[float], random_scores: Sequence[float]) -> floa
     return statistics.fmean(scores) / statistics.fmean(random_scores)
 
 
-def write_film(scoring: Scoring, video: Path, strip: Path | None, env: EnvConfig) -> list[Path]:
-    """Writes the video of a filmed episode and the strip of what was seen; gives their paths."""
+def write_film(
+    evaluation: Evaluation, video: Path, strip: Path | None, env: EnvConfig
+) -> list[Path]:
+    """Writes the video of a filmed episode and the strip of what was seen; gives their paths.
+
+    None where no episode was filmed.
+    """
+    if not evaluation.frames:
+        return []
     fps = POLICY_STEPS_PER_SECOND * 2 / env.action_repeat
-    written = [pictures.write_video(scoring.frames, video, fps)]
+    written = [pictures.write_video(evaluation.frames, video, fps)]
     if strip is not None:
-        pictures.write_strip(scoring.seen or scoring.frames, strip)
+        pictures.write_strip(evaluation.seen or evaluation.frames, strip)
         written.append(strip)
     return written
 
@@ -86,8 +93,8 @@ def write_results(
     Returns:
         The paths written.
     """
-    scoring = result.scoring
-    if scoring is None:
+    evaluation = result.evaluation
+    if evaluation is None:
         raise ValueError("a run without its final evaluation has no results to write")
     metrics = folder.root / METRICS_FILE
     facts = {
@@ -96,14 +103,16 @@ def write_results(
         "env_steps": result.env_steps,
         "updates": result.updates,
         "seconds": result.seconds,
-        "scores": scoring.scores,
+        "scores": evaluation.scores,
         "random_scores": result.random_scores,
     }
     steps: list[Callable[[], list[Path]]] = [
         lambda: [write_json(folder.result, facts)],
         lambda: [pictures.plot_curve(metrics, folder.curve)],
         lambda: (
-            write_film(scoring, folder.video, folder.strip, config.env) if scoring.frames else []
+            write_film(evaluation, folder.video, folder.strip, config.env)
+            if evaluation.frames
+            else []
         ),
     ]
     written: list[Path] = []

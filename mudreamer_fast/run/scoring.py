@@ -4,41 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.collect import Policy, random_policy
 from mudreamer_fast.config import ActionChoice, Config, EnvConfig
 from mudreamer_fast.disk import checkpoint
 from mudreamer_fast.envs import VectorEnv, make_env
-from mudreamer_fast.evaluate import evaluate
+from mudreamer_fast.evaluate import Evaluation, evaluate
 from mudreamer_fast.machine.device import resolve_device, settle_arithmetic
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
-from mudreamer_fast.run import pictures
 from mudreamer_fast.run.folder import RunFolder
 
 PolicyMaker = Callable[[VectorEnv], tuple[Policy, Any]]
 """Gives a policy for an environment, and its first state."""
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """Returns of some episodes."""
-
-    scores: list[float]
-    """Return of each episode."""
-    lengths_steps: list[int]
-    """Policy steps of each episode."""
-    frames: list[pictures.Frame]
-    """Renderings of the first episode, where asked for."""
-    seen: list[pictures.Frame]
-    """The same episode as the policy saw it; empty where it sees no image."""
-    seconds: float
-    """Wall time that it took."""
 
 
 def evaluation_seed(seed: int) -> int:
@@ -81,7 +62,7 @@ def score(
     seed: int,
     film: bool = False,
     interrupt: Callable[[], None] = lambda: None,
-) -> Scoring:
+) -> Evaluation:
     """Plays episodes in environments of their own and adds up their rewards.
 
     Args:
@@ -94,29 +75,12 @@ def score(
     """
     started = time.monotonic()
     env = make_env(env_config, min(episodes, env_config.num_envs), seed)
-    seen: list[pictures.Frame] = []
     try:
         policy, state = make_policy(env)
-        first_episodes = 0
-
-        def watched(observation: Any, is_first: Any, state: Any) -> tuple[Any, Any]:
-            nonlocal first_episodes
-            interrupt()
-            first_episodes += bool(is_first[0])
-            if film and first_episodes == 1 and "image" in observation:
-                seen.append(np.ascontiguousarray(observation["image"][0].transpose(1, 2, 0)))
-            return policy(observation, is_first, state)
-
-        played = evaluate(env, watched, state, episodes, record=film)
+        evaluation = evaluate(env, policy, state, episodes, film, interrupt=interrupt)
     finally:
         env.close()
-    return Scoring(
-        list(played.scores),
-        list(played.lengths),
-        list(played.frames),
-        seen,
-        time.monotonic() - started,
-    )
+    return replace(evaluation, seconds=time.monotonic() - started)  # simulators take time to start
 
 
 def score_run(
@@ -127,7 +91,7 @@ def score_run(
     eval_policy: ActionChoice,
     device: str,
     film: bool,
-) -> tuple[Scoring, list[float]]:
+) -> tuple[Evaluation, list[float]]:
     """Scores the newest checkpoint of a run.
 
     Args:
@@ -156,7 +120,7 @@ def score_run(
         agent.load_state_dict(saved["agent"])
         return agent_policy(agent, eval_policy, policy_seed(seed))(env)
 
-    scoring = score(
+    evaluation = score(
         config.env, make, episodes or config.train.eval_episodes, evaluation_seed(seed), film
     )
-    return scoring, saved["counters"]["random_scores"]
+    return evaluation, saved["counters"]["random_scores"]

@@ -14,6 +14,7 @@ from mudreamer_fast.collect import Collector, Episode, random_policy
 from mudreamer_fast.config import Config
 from mudreamer_fast.disk import checkpoint
 from mudreamer_fast.envs import make_env
+from mudreamer_fast.evaluate import Evaluation
 from mudreamer_fast.learner import Learner, Update
 from mudreamer_fast.machine.device import (
     overlaps,
@@ -36,9 +37,6 @@ from mudreamer_fast.run.pace import Counters, Pace
 from mudreamer_fast.run.replay import open_replay
 from mudreamer_fast.run.reporter import Reporter, Standing
 from mudreamer_fast.run.results import TrainResult, score_table, write_results
-from mudreamer_fast.run.scoring import (
-    Scoring,
-)
 
 
 class Trainer:
@@ -204,13 +202,13 @@ class Trainer:
             )
         )
 
-    def evaluate(self, film: bool = False) -> Scoring:
+    def evaluate(self, film: bool = False) -> Evaluation:
         """Score the agent; film it where pictures can be had."""
         self.finish_updates()
         self.learner.pause()
-        scoring = self.evaluator.score_agent(self.agent, film)
+        evaluation = self.evaluator.score_agent(self.agent, film)
         self.pace.schedule_evaluation()
-        return scoring
+        return evaluation
 
     def save(self) -> None:
         """Writes a checkpoint; one that fails is told and tried again at the next occasion."""
@@ -226,9 +224,9 @@ class Trainer:
         self.reporter.update({"checkpoint/seconds": self.pace.seconds - started})
         self.pace.schedule_checkpoint()
 
-    def finish(self, scoring: Scoring) -> TrainResult:
+    def finish(self, evaluation: Evaluation) -> TrainResult:
         """Writes scores and pictures and prints the table."""
-        result, tell = self.result(scoring), self.reporter.message
+        result, tell = self.result(evaluation), self.reporter.message
         share = 100 / self.pace.session_seconds
         tell(
             f"the learner waited {self.waited_seconds * share:.1f}% of the time: "
@@ -236,12 +234,12 @@ class Trainer:
             f"{self.learner.idle_seconds * share:.1f}% for steps to be taken"
         )
         written = write_results(result, self.folder, self.config, tell)
-        tell(score_table(scoring.scores, result.random_scores, self.config.train.eval_policy))
+        tell(score_table(evaluation.scores, result.random_scores, self.config.train.eval_policy))
         for path in (*written, self.folder.checkpoint):
             tell(f"  {path}")
         return result
 
-    def result(self, scoring: Scoring | None) -> TrainResult:
+    def result(self, evaluation: Evaluation | None) -> TrainResult:
         """What the run came to."""
         return TrainResult(
             self.folder.root,
@@ -249,6 +247,6 @@ class Trainer:
             self.agent.updates,
             self.pace.seconds,
             self.counters.random_scores,
-            scoring,
-            self.stop.received if scoring is None else None,
+            evaluation,
+            self.stop.received if evaluation is None else None,
         )

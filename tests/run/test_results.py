@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from mudreamer_fast.config import ActionChoice, Config
+from mudreamer_fast.evaluate import Evaluation
 from mudreamer_fast.run import pictures
 from mudreamer_fast.run.folder import RunFolder
 from mudreamer_fast.run.results import TrainResult, score_ratio, score_table, write_results
-from mudreamer_fast.run.scoring import Scoring
 
 
-def result(folder: Path, scoring: Scoring | None) -> TrainResult:
-    return TrainResult(folder, 100, 7, 12.5, [1.0, 3.0], scoring, None)
+def result(folder: Path, evaluation: Evaluation | None) -> TrainResult:
+    return TrainResult(folder, 100, 7, 12.5, [1.0, 3.0], evaluation, None)
 
 
-def filmed() -> Scoring:
+def filmed() -> Evaluation:
     frames = [np.full((8, 8, 3), 20 * i, np.uint8) for i in range(4)]
-    return Scoring([30.0, 50.0], [9, 9], frames, [], 1.0)
+    return Evaluation([30.0, 50.0], [9, 9], 1.0, frames)
 
 
 @pytest.mark.parametrize(("policy", "word"), [("sample", "sampled"), ("mode", "mode")])
