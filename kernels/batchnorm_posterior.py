@@ -146,7 +146,7 @@ class BatchNormActFunction(torch.autograd.Function):
     """`SiLU(BN(x))` of (rows, width), with the mean and the biased variance of the rows."""
 
     @staticmethod
-    def run(
+    def launch_forward(
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
@@ -162,7 +162,7 @@ class BatchNormActFunction(torch.autograd.Function):
         )  # fmt: skip
 
     @staticmethod
-    def pull(
+    def launch_backward(
         grad: Tensor,
         x: Tensor,
         weight: Tensor,
@@ -187,7 +187,7 @@ class BatchNormActFunction(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, state: BatchNormState, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         out = torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
-        BatchNormActFunction.run(x, weight, bias, state, eps, out)
+        BatchNormActFunction.launch_forward(x, weight, bias, state, eps, out)
         mean, var = out[1:] if state.use_batch else state[:2]
         ctx.save_for_backward(x, weight, bias, mean, var)
         ctx.arguments = (state.use_batch, eps)
@@ -199,8 +199,10 @@ class BatchNormActFunction(torch.autograd.Function):
         x, weight, bias, mean, var = ctx.saved_tensors
         use_batch, eps = ctx.arguments
         grad = grads[0].contiguous()
-        found = BatchNormActFunction.pull(grad, x, weight, bias, mean, var, use_batch, eps)
-        return *found, None, None
+        gradients = BatchNormActFunction.launch_backward(
+            grad, x, weight, bias, mean, var, use_batch, eps
+        )
+        return *gradients, None, None
 
 
 def batchnorm_posterior(

@@ -232,7 +232,7 @@ class SampleFunction(torch.autograd.Function):
     """One-hot draws whose gradient is that of their probabilities."""
 
     @staticmethod
-    def run(logits: Tensor, uniforms: Tensor, unimix: float, out: Tensor) -> Tensor:
+    def launch_forward(logits: Tensor, uniforms: Tensor, unimix: float, out: Tensor) -> Tensor:
         """Fill `out` (rows, G * C), any row stride, from logits (rows, G, C) and uniforms."""
         rows, groups, classes = logits.shape
         if logits.numel():
@@ -244,8 +244,8 @@ class SampleFunction(torch.autograd.Function):
         return out
 
     @staticmethod
-    def pull(grad: Tensor, logits: Tensor, unimix: float) -> Tensor:
-        """Gradient of `run`'s logits (rows, G, C), from that of `out` (rows, G * C)."""
+    def launch_backward(grad: Tensor, logits: Tensor, unimix: float) -> Tensor:
+        """Gradient of `launch_forward`'s logits (rows, G, C), from that of `out` (rows, G * C)."""
         rows, groups, classes = logits.shape
         grad_logits = torch.empty_like(logits)
         if logits.numel():
@@ -261,13 +261,13 @@ class SampleFunction(torch.autograd.Function):
         ctx.save_for_backward(logits)
         ctx.unimix = unimix
         out = torch.empty_like(logits.flatten(1))
-        return SampleFunction.run(logits, uniforms, unimix, out).view_as(logits)
+        return SampleFunction.launch_forward(logits, uniforms, unimix, out).view_as(logits)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (logits,) = ctx.saved_tensors
         grad = grads[0].reshape(len(logits), logits.shape[1] * logits.shape[2]).contiguous()
-        return SampleFunction.pull(grad, logits, ctx.unimix), None, None
+        return SampleFunction.launch_backward(grad, logits, ctx.unimix), None, None
 
 
 class EntropyFunction(torch.autograd.Function):

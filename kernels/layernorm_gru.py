@@ -166,7 +166,7 @@ class GruCellFunction(torch.autograd.Function):
     """The cell behind its matrix product, on (rows, 3D) and (rows, D)."""
 
     @staticmethod
-    def run(
+    def launch_forward(
         gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor
     ) -> Tensor:
         """Fill `out` (rows, D) from gates (rows, 3D), contiguous, and state (rows, D)."""
@@ -179,7 +179,7 @@ class GruCellFunction(torch.autograd.Function):
         return out
 
     @staticmethod
-    def pull(
+    def launch_backward(
         grad: Tensor,
         gates: Tensor,
         state: Tensor,
@@ -188,7 +188,7 @@ class GruCellFunction(torch.autograd.Function):
         eps: float,
         affine: bool = True,
     ) -> tuple[Tensor, ...]:
-        """Gradients of `run`'s gates, state, weight and bias; the last two with `affine`."""
+        """Gradients of gates and state, and with `affine` those of weight and bias."""
         rows, width = state.shape
         grad_gates, grad_state = torch.empty_like(gates), torch.empty_like(grad)
         each = tiles.rows_each(rows)
@@ -211,14 +211,16 @@ class GruCellFunction(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(gates, state, weight, bias)
         ctx.eps = eps
-        return GruCellFunction.run(gates, state, weight, bias, eps, torch.empty_like(state))
+        return GruCellFunction.launch_forward(
+            gates, state, weight, bias, eps, torch.empty_like(state)
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         affine = any(ctx.needs_input_grad[2:4])
         gates, state, weight, bias = ctx.saved_tensors
         grad = grads[0].contiguous()
-        out = GruCellFunction.pull(grad, gates, state, weight, bias, ctx.eps, affine)
+        out = GruCellFunction.launch_backward(grad, gates, state, weight, bias, ctx.eps, affine)
         return *out, *([] if affine else [None, None]), None
 
 

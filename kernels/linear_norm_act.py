@@ -96,7 +96,7 @@ class NormActFunction(torch.autograd.Function):
     """`SiLU(LN(x))` over the last axis; the backward pass normalises anew instead of saving."""
 
     @staticmethod
-    def run(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> Tensor:
+    def launch_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> Tensor:
         """Fill `out` with `SiLU(LN(x))`, both (rows, width) with any row stride."""
         rows, width = x.shape
         if rows:
@@ -107,10 +107,10 @@ class NormActFunction(torch.autograd.Function):
         return out
 
     @staticmethod
-    def pull(
+    def launch_backward(
         grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, affine: bool = True
     ) -> tuple[Tensor, ...]:
-        """Gradients of `run`'s x, weight and bias; of x alone without `affine`."""
+        """Gradients of x, weight and bias; of x alone without `affine`."""
         rows, width = x.shape
         grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         each = tiles.rows_each(rows)
@@ -131,7 +131,9 @@ class NormActFunction(torch.autograd.Function):
         rows = x.view(-1, x.shape[-1])
         ctx.save_for_backward(x, weight, bias)
         ctx.eps = eps
-        return NormActFunction.run(rows, weight, bias, eps, torch.empty_like(rows)).view_as(x)
+        return NormActFunction.launch_forward(
+            rows, weight, bias, eps, torch.empty_like(rows)
+        ).view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -139,7 +141,7 @@ class NormActFunction(torch.autograd.Function):
         rows = x.view(-1, x.shape[-1])
         affine = any(ctx.needs_input_grad[1:3])
         grad = grads[0].reshape(rows.shape).contiguous()
-        out = NormActFunction.pull(grad, rows, weight, bias, ctx.eps, affine)
+        out = NormActFunction.launch_backward(grad, rows, weight, bias, ctx.eps, affine)
         grad_weight, grad_bias = out[1:] if affine else (None, None)
         return out[0].view_as(x), grad_weight, grad_bias, None
 

@@ -128,6 +128,53 @@ class _Weights(NamedTuple):
     prior_out: Linear
 
 
+class _Saved(NamedTuple):
+    """What the forward pass computes, step by step, and the backward pass needs."""
+
+    buffer: Tensor
+    """(H + 1, N, U + D + G*C + A or more), `[u | h | z | a]` of each step."""
+    input_pre: Tensor
+    """(H, N, U), the input layer before its norm."""
+    gates: Tensor
+    """(H, N, 3D), before their norm."""
+    prior_pre: Tensor
+    """(H, N, U), the prior's hidden layer before its norm."""
+    logits: Tensor
+    """(H, N, G*C), of the prior."""
+    policy: Tensor
+    """(H, N, 2A or A), the actor's outputs."""
+    action: Tensor
+    """(H, N, A), as drawn."""
+    noise: Tensor
+    """(N, H, A or 1), what they were drawn from."""
+
+
+class _ActorSaved(NamedTuple):
+    """What the actor computes, a tensor (H, N, U) a hidden layer, and its weights."""
+
+    layers: Sequence[Tensor]
+    """Before their norms."""
+    acts: Sequence[Tensor]
+    """Behind their activations."""
+    weights: MlpWeights
+
+
+class _GradOutputs(NamedTuple):
+    """Gradients (N, H or H + 1, ...) of what `forward` gave, None of what is not used."""
+
+    deter: Tensor | None
+    stoch: Tensor | None
+    action: Tensor | None
+    policy: Tensor | None
+
+
+def _actor_of(tensors: Sequence[Tensor]) -> MlpWeights:
+    """An actor's weights from its tensors, three a hidden layer and the two of its output."""
+    *hidden, weight, bias = tensors
+    layers = zip(hidden[::3], hidden[1::3], hidden[2::3], strict=True)
+    return MlpWeights(tuple(NormLinear(*layer) for layer in layers), Linear(weight, bias))
+
+
 class ImagineFunction(torch.autograd.Function):
     """The rollout; a gradient to the actor's weights, through the dynamics where asked for."""
 
@@ -140,12 +187,13 @@ class ImagineFunction(torch.autograd.Function):
         uniforms: Tensor,
         noise: Tensor,
         shape: _Shape,
-        *actor: Tensor,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
+        actor = _actor_of(tensors)
         rows, horizon = uniforms.shape[:2]
         hidden, latents = weights.input.weight.shape[0], stoch[0].numel()
         width = deter.shape[1]
-        outputs = len(actor[-1])
+        outputs = len(actor.out.bias)
         actions = outputs // 2 if shape.continuous else outputs
         action_at = hidden + width + latents
         padded = -(-(action_at + actions) // ALIGNMENT) * ALIGNMENT
@@ -159,22 +207,23 @@ class ImagineFunction(torch.autograd.Function):
         input_pre, prior_pre = new(horizon, rows, hidden), new(horizon, rows, hidden)
         gates, logits = new(horizon, rows, 3 * width), new(horizon, rows, latents)
         policy, action = new(horizon, rows, outputs), new(horizon, rows, actions)
-        layers = [new(horizon, rows, len(w)) for w in actor[: 3 * shape.layers : 3]]
+        layers = [new(horizon, rows, len(layer.weight)) for layer in actor.hidden]
         acts = [torch.empty_like(layer) for layer in layers]
         prior_act = new(rows, hidden)
         by_group = logits.view(horizon, rows, shape.groups, latents // shape.groups)
         for t in range(horizon):
             row, following = buffer[t], buffer[t + 1]
             x = row[:, hidden:action_at]
-            for i, (pre, act) in enumerate(zip(layers, acts, strict=True)):
-                weight, norm_weight, norm_bias = actor[3 * i : 3 * i + 3]
-                torch.mm(x, weight.t(), out=pre[t])
-                x = NormActFunction.run(pre[t], norm_weight, norm_bias, shape.eps, act[t])
-            torch.addmm(actor[-1], x, actor[-2].t(), out=policy[t])
+            for layer, pre, act in zip(actor.hidden, layers, acts, strict=True):
+                torch.mm(x, layer.weight.t(), out=pre[t])
+                x = NormActFunction.launch_forward(
+                    pre[t], layer.norm_weight, layer.norm_bias, shape.eps, act[t]
+                )
+            torch.addmm(actor.out.bias, x, actor.out.weight.t(), out=policy[t])
             bounded = row[:, action_at : action_at + actions]
             _act(policy[t], noise[:, t], action[t], bounded, shape)
             torch.mm(row[:, hidden + width :], input_weight.t(), out=input_pre[t])
-            NormActFunction.run(
+            NormActFunction.launch_forward(
                 input_pre[t],
                 weights.input.norm_weight,
                 weights.input.norm_bias,
@@ -183,7 +232,7 @@ class ImagineFunction(torch.autograd.Function):
             )
             torch.mm(row[:, : hidden + width], weights.gru.weight.t(), out=gates[t])
             state = following[:, hidden : hidden + width]
-            GruCellFunction.run(
+            GruCellFunction.launch_forward(
                 gates[t],
                 row[:, hidden : hidden + width],
                 weights.gru.norm_weight,
@@ -192,7 +241,7 @@ class ImagineFunction(torch.autograd.Function):
                 state,
             )
             torch.mm(state, weights.prior_hidden.weight.t(), out=prior_pre[t])
-            NormActFunction.run(
+            NormActFunction.launch_forward(
                 prior_pre[t],
                 weights.prior_hidden.norm_weight,
                 weights.prior_hidden.norm_bias,
@@ -203,13 +252,11 @@ class ImagineFunction(torch.autograd.Function):
                 weights.prior_out.bias, prior_act, weights.prior_out.weight.t(), out=logits[t]
             )
             drawn = following[:, hidden + width : action_at]
-            SampleFunction.run(by_group[t], uniforms[:, t], shape.unimix, drawn)
+            SampleFunction.launch_forward(by_group[t], uniforms[:, t], shape.unimix, drawn)
         ctx.set_materialize_grads(False)
         ctx.weights, ctx.shape, ctx.input_weight = weights, shape, input_weight
-        ctx.save_for_backward(
-            buffer, input_pre, gates, prior_pre, logits, policy, action, noise, *layers, *acts,
-            *actor,
-        )  # fmt: skip
+        saved = _Saved(buffer, input_pre, gates, prior_pre, logits, policy, action, noise)
+        ctx.save_for_backward(*saved, *layers, *acts, *tensors)
         out = (
             buffer[:, :, hidden : hidden + width].transpose(0, 1),
             buffer[:, :, hidden + width : action_at]
@@ -224,19 +271,16 @@ class ImagineFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        saved, shape = list(ctx.saved_tensors), ctx.shape
-        policy = saved[5]
-        grad_policy = torch.zeros_like(policy)
-        if grads[3] is not None:
-            grad_policy += grads[3].transpose(0, 1)
-        if shape.through_dynamics:
-            _through_dynamics(ctx, grads, grad_policy)
-        layers = saved[8 : 8 + shape.layers]
-        acts = saved[8 + shape.layers : 8 + 2 * shape.layers]
-        actor = saved[8 + 2 * shape.layers :]
+        saved, actor = _unpack(ctx.saved_tensors, ctx.shape.layers)
+        grad_outputs = _GradOutputs(*grads)
+        grad_policy = torch.zeros_like(saved.policy)
+        if grad_outputs.policy is not None:
+            grad_policy += grad_outputs.policy.transpose(0, 1)
+        if ctx.shape.through_dynamics:
+            _through_dynamics(ctx, saved, grad_outputs, grad_policy)
         hidden = ctx.weights.input.weight.shape[0]
-        buffer = saved[0][:-1].flatten(0, 1)
-        features = buffer[:, hidden : hidden + actor[0].shape[1]]
+        feature_size = ctx.weights.gru.weight.shape[0] // 3 + saved.logits.shape[2]
+        features = saved.buffer[:-1].flatten(0, 1)[:, hidden : hidden + feature_size]
         return (
             None,
             None,
@@ -244,15 +288,25 @@ class ImagineFunction(torch.autograd.Function):
             None,
             None,
             None,
-            *_actor_gradients(features, layers, acts, actor, grad_policy.flatten(0, 1), shape.eps),
+            *_actor_gradients(features, actor, grad_policy.flatten(0, 1), ctx.shape.eps),
         )
+
+
+def _unpack(tensors: Sequence[Tensor], layers: int) -> tuple[_Saved, _ActorSaved]:
+    """What `ImagineFunction.forward` saved, with names again."""
+    count = len(_Saved._fields)
+    behind = tensors[count:]
+    actor = _ActorSaved(
+        behind[:layers], behind[layers : 2 * layers], _actor_of(behind[2 * layers :])
+    )
+    return _Saved(*tensors[:count]), actor
 
 
 def _act(policy: Tensor, noise: Tensor, action: Tensor, bounded: Tensor, shape: _Shape) -> None:
     """Draw a step's actions, and write them bounded into the row."""
     rows, actions = action.shape
     if not shape.continuous:
-        SampleFunction.run(policy.view(rows, 1, actions), noise, shape.unimix, action)
+        SampleFunction.launch_forward(policy.view(rows, 1, actions), noise, shape.unimix, action)
         bounded.copy_(action)
         return
     if action.numel():
@@ -271,12 +325,13 @@ def _act_bwd(
     grad_policy: Tensor,
     shape: _Shape,
 ) -> None:
-    """Add to a step's `grad_policy` what its action is asked for."""
+    """Add to a step's `grad_policy` what comes through its action."""
     rows, actions = action.shape
     if not shape.continuous:
         grad = grad_bounded if grad_action is None else grad_bounded + grad_action
         logits = policy.view(rows, 1, actions)
-        grad_policy += SampleFunction.pull(grad, logits, shape.unimix).view(rows, actions)
+        grad = SampleFunction.launch_backward(grad, logits, shape.unimix)
+        grad_policy += grad.view(rows, actions)
         return
     if action.numel():
         extra = grad_bounded if grad_action is None else grad_action
@@ -287,35 +342,37 @@ def _act_bwd(
         )  # fmt: skip
 
 
-def _through_dynamics(ctx: Any, grads: Sequence[Tensor | None], grad_policy: Tensor) -> None:
-    """Walk back in time and add to `grad_policy` (H, N, outputs) what later states ask for."""
+def _through_dynamics(
+    ctx: Any, saved: _Saved, grad_outputs: _GradOutputs, grad_policy: Tensor
+) -> None:
+    """Walk back in time and add to `grad_policy` (H, N, outputs) what comes from later states."""
     weights, shape = ctx.weights, ctx.shape
-    buffer, input_pre, gates, prior_pre, logits, policy, action, noise = ctx.saved_tensors[:8]
+    buffer, input_pre, gates, prior_pre, logits, policy, action, noise = saved
     horizon, rows, actions = action.shape
     hidden, latents = input_pre.shape[2], logits.shape[2]
     width = gates.shape[2] // 3
-    wanted_deter, wanted_stoch, wanted_action = (
-        None if grad is None else grad.transpose(0, 1) for grad in grads[:3]
+    of_deter, of_stoch, of_action, _ = (
+        None if grad is None else grad.transpose(0, 1) for grad in grad_outputs
     )
-    if wanted_action is not None:
-        wanted_action = wanted_action.contiguous()  # a kernel reads its memory
+    if of_action is not None:
+        of_action = of_action.contiguous()  # a kernel reads its memory
     grad_deter = buffer.new_zeros(rows, width)
     grad_stoch = buffer.new_zeros(rows, latents)
     by_group = logits.view(horizon, rows, shape.groups, -1)
     for t in reversed(range(horizon)):
-        if wanted_deter is not None:
-            grad_deter = grad_deter + wanted_deter[t + 1]
-        if wanted_stoch is not None:
-            grad_stoch = grad_stoch + wanted_stoch[t + 1].flatten(1)
-        grad = SampleFunction.pull(grad_stoch, by_group[t], shape.unimix).view(rows, latents)
-        grad = grad @ weights.prior_out.weight
+        if of_deter is not None:
+            grad_deter = grad_deter + of_deter[t + 1]
+        if of_stoch is not None:
+            grad_stoch = grad_stoch + of_stoch[t + 1].flatten(1)
+        grad = SampleFunction.launch_backward(grad_stoch, by_group[t], shape.unimix)
+        grad = grad.view(rows, latents) @ weights.prior_out.weight
         layer = weights.prior_hidden
-        grad = NormActFunction.pull(
+        grad = NormActFunction.launch_backward(
             grad, prior_pre[t], layer.norm_weight, layer.norm_bias, shape.eps, affine=False
         )[0]
         grad_deter = torch.addmm(grad_deter, grad, weights.prior_hidden.weight)
         state = buffer[t, :, hidden : hidden + width]
-        grad_gates, grad_deter = GruCellFunction.pull(
+        grad_gates, grad_deter = GruCellFunction.launch_backward(
             grad_deter,
             gates[t],
             state,
@@ -326,7 +383,7 @@ def _through_dynamics(ctx: Any, grads: Sequence[Tensor | None], grad_policy: Ten
         )[:2]
         grad = grad_gates @ weights.gru.weight
         grad_deter += grad[:, hidden:]
-        grad = NormActFunction.pull(
+        grad = NormActFunction.launch_backward(
             grad[:, :hidden],
             input_pre[t],
             weights.input.norm_weight,
@@ -338,32 +395,26 @@ def _through_dynamics(ctx: Any, grads: Sequence[Tensor | None], grad_policy: Ten
         grad_stoch = grad[:, :latents]
         _act_bwd(
             grad[:, latents : latents + actions],
-            None if wanted_action is None else wanted_action[t],
+            None if of_action is None else of_action[t],
             policy[t], noise[:, t], action[t], grad_policy[t], shape,
         )  # fmt: skip
 
 
 def _actor_gradients(
-    features: Tensor,
-    layers: Sequence[Tensor],
-    acts: Sequence[Tensor],
-    actor: Sequence[Tensor],
-    grad: Tensor,
-    eps: float,
+    features: Tensor, saved: _ActorSaved, grad: Tensor, eps: float
 ) -> list[Tensor]:
     """Gradients of the actor's tensors, in their order, over all steps at once."""
-    inputs = [features, *(act.flatten(0, 1) for act in acts)]
-    found = [grad.t() @ inputs[-1], grad.sum(0)]
-    grad = grad @ actor[-2]
-    for i in reversed(range(len(layers))):
-        weight, norm_weight, norm_bias = actor[3 * i : 3 * i + 3]
-        grad, *affine = NormActFunction.pull(
-            grad, layers[i].flatten(0, 1), norm_weight, norm_bias, eps
+    inputs = [features, *(act.flatten(0, 1) for act in saved.acts)]
+    gradients = [grad.t() @ inputs[-1], grad.sum(0)]
+    grad = grad @ saved.weights.out.weight
+    for i, layer in reversed([*enumerate(saved.weights.hidden)]):
+        grad, *affine = NormActFunction.launch_backward(
+            grad, saved.layers[i].flatten(0, 1), layer.norm_weight, layer.norm_bias, eps
         )
-        found = [grad.t() @ inputs[i], *affine, *found]
+        gradients = [grad.t() @ inputs[i], *affine, *gradients]
         if i:
-            grad = grad @ weight
-    return found
+            grad = grad @ layer.weight
+    return gradients
 
 
 def rssm_imagine(

@@ -23,9 +23,16 @@ from mudreamer_fast.kernels.categorical import SampleFunction
 from mudreamer_fast.kernels.checks import check
 from mudreamer_fast.kernels.layernorm_gru import GruCellFunction
 from mudreamer_fast.kernels.linear_norm_act import NormActFunction, linear_norm_act
-from mudreamer_fast.kernels.rssm_observe_persistent_bwd import pull_persistently
-from mudreamer_fast.kernels.rssm_observe_persistent_fwd import MAX_ROWS, Filled, run_persistently
-from mudreamer_fast.ops.signatures import BatchNormState, Observed, RssmWeights
+from mudreamer_fast.kernels.rssm_observe_persistent_bwd import launch_backward
+from mudreamer_fast.kernels.rssm_observe_persistent_fwd import (
+    MAX_ROWS,
+    Inputs,
+    ObserveWeights,
+    Saved,
+    Sums,
+    launch_forward,
+)
+from mudreamer_fast.ops.signatures import BatchNormState, NormLinear, Observed, RssmWeights
 
 ALIGNMENT = 16
 """Elements that rows are padded to: what tensor cores read, and what a load takes at once."""
@@ -71,6 +78,54 @@ class _Shape(NamedTuple):
     persistent: bool
 
 
+class _Start(NamedTuple):
+    """Where sequences start from, and where episodes do."""
+
+    deter: Tensor
+    """(B, D), h before the first step."""
+    stoch: Tensor
+    """(B, G*C), z before it."""
+    fresh_deter: Tensor
+    """(D,), the learned start."""
+    fresh_stoch: Tensor
+    """(G*C,)."""
+
+
+class _GradOutputs(NamedTuple):
+    """Gradients (T, B, size) of what `forward` gave, None of what is not used."""
+
+    deter: Tensor | None
+    stoch: Tensor | None
+    posterior: Tensor | None
+    previous_deter: Tensor | None
+    previous_stoch: Tensor | None
+
+
+class _Gradients(NamedTuple):
+    """What the backward pass through the recurrence gives."""
+
+    input: Tensor
+    """(T, B, U), of the input layer before its norm."""
+    gates: Tensor
+    """(T, B, 3D), before their norm."""
+    hidden: Tensor
+    """(T, B, U), of the posterior's hidden layer before its norm."""
+    logits: Tensor
+    """(T, B, G*C), of the posterior."""
+    input_norm: Sequence[Tensor]
+    """Of scale and shift of the input layer's norm."""
+    gates_norm: Sequence[Tensor]
+    """Of the gates' norm."""
+    hidden_norm: Sequence[Tensor]
+    """Of the posterior's hidden layer's."""
+    deter: Tensor
+    """(B, D), of the h before the first step."""
+    stoch: Tensor
+    """(B, G*C), of the z before it."""
+    first: Tensor
+    """(D,), of the learned start."""
+
+
 class ObserveFunction(torch.autograd.Function):
     """The recurrence: everything but the embedding's product and the prior."""
 
@@ -86,13 +141,10 @@ class ObserveFunction(torch.autograd.Function):
         first_deter: Tensor,
         first_stoch: Tensor,
         shape: _Shape,
-        *weights: Tensor,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        """See `rssm_observe`.
-
-        The weights are those of the input layer (3), the cell (3), the posterior's hidden layer
-        without the embedding's columns (3) and its output (2).
-        """
+        """See `rssm_observe`; `tensors` are those of `ObserveWeights`."""
+        weights = ObserveWeights.of(tensors)
         rows, steps, hidden = embed_part.shape
         width, latents, actions = deter.shape[1], stoch[0].numel(), action.shape[2]
         state_end = hidden + width + latents
@@ -101,7 +153,7 @@ class ObserveFunction(torch.autograd.Function):
         buffer[:, :, state_end : state_end + actions] = action.transpose(0, 1)
         new = deter.new_empty
         columns = hidden if shape.batch_norm else 0
-        found = Filled(
+        saved = Saved(
             buffer,
             input_pre=new(steps, rows, hidden),
             gates=new(steps, rows, 3 * width),
@@ -113,294 +165,320 @@ class ObserveFunction(torch.autograd.Function):
             logits=new(steps, rows, latents),
             stochs=new(steps, rows, latents),
         )
-        start = deter, stoch.flatten(1), first_deter, first_stoch.flatten()
-        given = embed_part, action, is_first, uniforms
+        start = _Start(deter, stoch.flatten(1), first_deter, first_stoch.flatten())
+        groups = stoch.shape[1:]
+        sums: tuple[Tensor, ...] = ()
         if shape.persistent and 0 < rows <= MAX_ROWS:
-            sums = _fill_at_once(found, given, start, weights, shape, stoch.shape[1:])
+            action_part = F.linear(action, weights.input.weight[:, latents:])
+            inputs = Inputs(embed_part, action_part, is_first, uniforms)
+            sums = _forward_at_once(saved, inputs, start, weights, shape, groups)
         else:
-            sums = ()
-            _fill_by_step(found, given, start, weights, shape, stoch.shape[1:])
+            _forward_by_step(saved, embed_part, is_first, uniforms, start, weights, shape, groups)
         ctx.set_materialize_grads(False)
-        ctx.shape, ctx.groups, ctx.persistent = shape, stoch.shape[1:], len(sums) > 0
-        ctx.save_for_backward(*found, is_first, *weights, *sums)
-        by_group = found.logits.unflatten(-1, stoch.shape[1:])
-        previous = buffer[:, :, hidden + width : state_end].unflatten(-1, stoch.shape[1:])
+        ctx.shape, ctx.groups, ctx.persistent = shape, groups, len(sums) > 0
+        ctx.save_for_backward(*saved, is_first, *tensors, *sums)
+        by_group = saved.logits.unflatten(-1, groups)
         by_step = (
-            found.deters,
-            found.stochs.view(by_group.shape),
+            saved.deters,
+            saved.stochs.view(by_group.shape),
             by_group,
             buffer[:, :, hidden : hidden + width],
-            previous,
+            buffer[:, :, hidden + width : state_end].unflatten(-1, groups),
         )
         # Copies, as the kernels that read them want whole rows.
         whole = (tensor.transpose(0, 1).contiguous() for tensor in by_step)
-        ctx.mark_non_differentiable(found.means, found.variances)
-        return *whole, found.means, found.variances
+        ctx.mark_non_differentiable(saved.means, saved.variances)
+        return *whole, saved.means, saved.variances
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         """Walk back in time, then take the gradients of all matrices at once."""
-        count = len(Filled._fields)
-        filled = Filled(*ctx.saved_tensors[:count])
-        is_first, weights = ctx.saved_tensors[count], ctx.saved_tensors[count + 1 :][:11]
-        wanted = _by_step(grads[:5])
-        if ctx.persistent:
-            sums = ctx.saved_tensors[-3:]
-            found = _pull_at_once(filled, sums, wanted, is_first, weights, ctx.shape, ctx.groups)
+        saved, is_first, weights, sums = _unpack(ctx.saved_tensors, ctx.persistent)
+        grad_outputs = _GradOutputs(*_by_step(grads[: len(_GradOutputs._fields)]))
+        if sums is not None:
+            gradients = _backward_at_once(
+                saved, sums, grad_outputs, is_first, weights, ctx.shape, ctx.groups
+            )
         else:
-            found = _pull_by_step(filled, wanted, is_first, weights, ctx.shape, ctx.groups)
-        hidden, width = filled.input_pre.shape[2], filled.deters.shape[2]
-        matrices = _matrix_gradients(
-            (found.input, filled.buffer[:, :, hidden + width :][:, :, : weights[0].shape[1]]),
-            (found.gates, filled.buffer[:, :, : hidden + width]),
-            (found.hidden, filled.deters),
-            (found.logits, filled.acts),
-        )
-        affine = found.affine
+            gradients = _backward_by_step(
+                saved, grad_outputs, is_first, weights, ctx.shape, ctx.groups
+            )
+        hidden, width = saved.input_pre.shape[2], saved.deters.shape[2]
+        columns = weights.input.weight.shape[1]
+        latents_and_action = saved.buffer[:, :, hidden + width :][:, :, :columns]
         return (
-            found.hidden.transpose(0, 1), None, None, None, found.deter,
-            found.stoch.view(-1, *ctx.groups), found.first, None, None,
-            matrices[0], *affine[:2], matrices[1], *affine[2:4], matrices[2], *affine[4:],
-            matrices[3], found.logits.sum((0, 1)),
+            gradients.hidden.transpose(0, 1), None, None, None, gradients.deter,
+            gradients.stoch.view(-1, *ctx.groups), gradients.first, None, None,
+            _matrix_gradient(gradients.input, latents_and_action), *gradients.input_norm,
+            _matrix_gradient(gradients.gates, saved.buffer[:, :, : hidden + width]),
+            *gradients.gates_norm,
+            _matrix_gradient(gradients.hidden, saved.deters), *gradients.hidden_norm,
+            _matrix_gradient(gradients.logits, saved.acts), gradients.logits.sum((0, 1)),
         )  # fmt: skip
+
+
+def _unpack(
+    tensors: Sequence[Tensor], persistent: bool
+) -> tuple[Saved, Tensor, ObserveWeights, Sums | None]:
+    """What `ObserveFunction.forward` saved, with names again."""
+    count = len(Saved._fields)
+    behind = tensors[count + 1 :]
+    sums = len(Sums._fields) if persistent else 0
+    weights = ObserveWeights.of(behind[: len(behind) - sums])
+    saved, is_first = Saved(*tensors[:count]), tensors[count]
+    return saved, is_first, weights, Sums(*behind[-sums:]) if persistent else None
 
 
 def _start(
     row: Tensor,
     first: Tensor,
-    state: Sequence[Tensor],
-    fresh: Sequence[Tensor],
-    sizes: Sequence[int],
+    deter: Tensor,
+    stoch: Tensor,
+    start: _Start,
+    hidden: int,
 ) -> None:
-    """Write where a step starts from: `state`, or `fresh` where an episode begins.
+    """Write where a step starts from: the state before, or the learned one in a new episode.
 
     Args:
         row: (B, U + D + G*C + A), the step's `[u | h | z | a]`; h and z are written.
         first: (B,) bool, where an episode begins.
-        state: h (B, D) and z (B, G*C) after the step before.
-        fresh: h (D,) and z (G*C,), the learned start.
-        sizes: U, D and G*C.
+        deter: (B, D), h after the step before.
+        stoch: (B, G*C), z after it.
+        start: has the learned start.
+        hidden: U.
     """
-    hidden, width, latents = sizes
+    width, latents = deter.shape[1], stoch.shape[1]
     rssm_observe_reset_kernel[(len(row), triton.cdiv(width + latents, TILE))](
-        *state, first, *fresh, row[:, hidden:], state[0].stride(0), state[1].stride(0),
-        first.stride(0), row.stride(0), width, latents, TILE, num_warps=4,
+        deter, stoch, first, start.fresh_deter, start.fresh_stoch, row[:, hidden:],
+        deter.stride(0), stoch.stride(0), first.stride(0), row.stride(0), width, latents, TILE,
+        num_warps=4,
     )  # fmt: skip
 
 
-def _fill_by_step(
-    found: Filled,
-    given: Sequence[Tensor],
-    start: Sequence[Tensor],
-    weights: Sequence[Tensor],
+def _forward_by_step(
+    saved: Saved,
+    embed_part: Tensor,
+    is_first: Tensor,
+    uniforms: Tensor,
+    start: _Start,
+    weights: ObserveWeights,
     shape: _Shape,
-    stoch: torch.Size,
+    groups: torch.Size,
 ) -> None:
     """Run the recurrence in nine launches a step."""
-    embed_part, _, is_first, uniforms = given
-    hidden, width, latents = (
-        tensor.shape[2] for tensor in (found.input_pre, found.deters, found.logits)
-    )
-    input_weight = F.pad(
-        weights[0], (0, found.buffer.shape[2] - hidden - width - weights[0].shape[1])
-    )
-    state = start[:2]
-    for t, row in enumerate(found.buffer):
-        _start(row, is_first[:, t], state, start[2:], (hidden, width, latents))
-        input_pre, gates, deter = found.input_pre[t], found.gates[t], found.deters[t]
-        before, hidden_pre, act = (
-            row[:, hidden : hidden + width],
-            found.hidden_pre[t],
-            found.acts[t],
-        )
+    hidden, width = saved.input_pre.shape[2], saved.deters.shape[2]
+    columns = saved.buffer.shape[2] - hidden - width
+    input_weight = F.pad(weights.input.weight, (0, columns - weights.input.weight.shape[1]))
+    deter, stoch = start.deter, start.stoch
+    for t, row in enumerate(saved.buffer):
+        _start(row, is_first[:, t], deter, stoch, start, hidden)
+        input_pre, gates, hidden_pre = saved.input_pre[t], saved.gates[t], saved.hidden_pre[t]
+        act, before = saved.acts[t], row[:, hidden : hidden + width]
+        deter, stoch = saved.deters[t], saved.stochs[t]
+
         torch.mm(row[:, hidden + width :], input_weight.t(), out=input_pre)
-        NormActFunction.run(input_pre, weights[1], weights[2], shape.eps, row[:, :hidden])
-        torch.mm(row[:, : hidden + width], weights[3].t(), out=gates)
-        GruCellFunction.run(gates, before, weights[4], weights[5], shape.eps, deter)
-        torch.addmm(embed_part[:, t], deter, weights[6].t(), out=hidden_pre)
+        layer = weights.input
+        NormActFunction.launch_forward(
+            input_pre, layer.norm_weight, layer.norm_bias, shape.eps, row[:, :hidden]
+        )
+        torch.mm(row[:, : hidden + width], weights.gru.weight.t(), out=gates)
+        layer = weights.gru
+        GruCellFunction.launch_forward(
+            gates, before, layer.norm_weight, layer.norm_bias, shape.eps, deter
+        )
+        torch.addmm(embed_part[:, t], deter, weights.hidden.weight.t(), out=hidden_pre)
+        layer = weights.hidden
         if shape.batch_norm is None:
-            NormActFunction.run(hidden_pre, weights[7], weights[8], shape.eps, act)
+            NormActFunction.launch_forward(
+                hidden_pre, layer.norm_weight, layer.norm_bias, shape.eps, act
+            )
         else:
-            BatchNormActFunction.run(
-                hidden_pre, weights[7], weights[8], shape.batch_norm, shape.eps,
-                (act, found.means[t], found.variances[t]),
+            BatchNormActFunction.launch_forward(
+                hidden_pre, layer.norm_weight, layer.norm_bias, shape.batch_norm, shape.eps,
+                (act, saved.means[t], saved.variances[t]),
             )  # fmt: skip
-        torch.addmm(weights[10], act, weights[9].t(), out=found.logits[t])
-        by_group = found.logits[t].view(len(row), *stoch)
-        SampleFunction.run(by_group, uniforms[:, t], shape.unimix, found.stochs[t])
-        state = deter, found.stochs[t]
+        torch.addmm(weights.out.bias, act, weights.out.weight.t(), out=saved.logits[t])
+        by_group = saved.logits[t].view(len(row), *groups)
+        SampleFunction.launch_forward(by_group, uniforms[:, t], shape.unimix, stoch)
 
 
-def _fill_at_once(
-    found: Filled,
-    given: Sequence[Tensor],
-    start: Sequence[Tensor],
-    weights: Sequence[Tensor],
+def _forward_at_once(
+    saved: Saved,
+    inputs: Inputs,
+    start: _Start,
+    weights: ObserveWeights,
     shape: _Shape,
-    stoch: torch.Size,
-) -> tuple[Tensor, ...]:
+    groups: torch.Size,
+) -> Sums:
     """Run the recurrence in one launch, and what it leaves to do for all steps at once."""
-    embed_part, action, is_first, uniforms = given
-    hidden, width, latents = (
-        tensor.shape[2] for tensor in (found.input_pre, found.deters, found.logits)
-    )
-    action_part = F.linear(action, weights[0][:, latents:])
-    _start(found.buffer[0], is_first[:, 0], start[:2], start[2:], (hidden, width, latents))
-    weights = _latents_alone(weights, latents)
-    sums = run_persistently(
-        found, (embed_part, action_part, is_first, uniforms),
-        start[2:], weights, shape.batch_norm, shape.unimix, shape.eps, stoch,
+    hidden = saved.input_pre.shape[2]
+    _start(saved.buffer[0], inputs.is_first[:, 0], start.deter, start.stoch, start, hidden)
+    sums = launch_forward(
+        saved, inputs, (start.fresh_deter, start.fresh_stoch),
+        _latents_alone(weights, saved.stochs.shape[2]), shape.batch_norm, shape.unimix, shape.eps,
+        groups,
     )  # fmt: skip
-    before = found.buffer.flatten(0, 1)[:, :hidden]
-    NormActFunction.run(found.input_pre.flatten(0, 1), weights[1], weights[2], shape.eps, before)
+    layer, before = weights.input, saved.buffer.flatten(0, 1)[:, :hidden]
+    NormActFunction.launch_forward(
+        saved.input_pre.flatten(0, 1), layer.norm_weight, layer.norm_bias, shape.eps, before
+    )
     if shape.batch_norm is None:
-        acts = found.acts.flatten(0, 1)
-        NormActFunction.run(found.hidden_pre.flatten(0, 1), weights[7], weights[8], shape.eps, acts)
+        layer, acts = weights.hidden, saved.acts.flatten(0, 1)
+        NormActFunction.launch_forward(
+            saved.hidden_pre.flatten(0, 1), layer.norm_weight, layer.norm_bias, shape.eps, acts
+        )
     return sums
 
 
-def _latents_alone(weights: Sequence[Tensor], latents: int) -> list[Tensor]:
+def _latents_alone(weights: ObserveWeights, latents: int) -> ObserveWeights:
     """The weights, of the input layer's matrix the latents' columns: rows that begin aligned."""
-    return [weights[0][:, :latents].contiguous(), *weights[1:]]
+    aligned = weights.input.weight[:, :latents].contiguous()
+    return weights._replace(input=weights.input._replace(weight=aligned))
 
 
-class _Pulled(NamedTuple):
-    """Gradients that the reverse of the recurrence finds."""
-
-    input: Tensor
-    """(T, B, U), of the input layer before its norm."""
-    gates: Tensor
-    """(T, B, 3D), before their norm."""
-    hidden: Tensor
-    """(T, B, U), of the posterior's hidden layer before its norm."""
-    logits: Tensor
-    """(T, B, G*C), of the posterior."""
-    affine: list[Tensor]
-    """Of scale and shift of these three norms."""
-    deter: Tensor
-    """(B, D), of the h before the first step."""
-    stoch: Tensor
-    """(B, G*C), of the z before it."""
-    first: Tensor
-    """(D,), of the learned start."""
-
-
-def _pull_by_step(
-    filled: Filled,
-    wanted: Sequence[Tensor | None],
+def _backward_by_step(
+    saved: Saved,
+    grad_outputs: _GradOutputs,
     is_first: Tensor,
-    weights: Sequence[Tensor],
+    weights: ObserveWeights,
     shape: _Shape,
     groups: torch.Size,
-) -> _Pulled:
-    """Reverse the recurrence in some twenty launches a step."""
-    steps, rows, hidden = filled.input_pre.shape
-    width, latents = filled.deters.shape[2], filled.logits.shape[2]
-    posterior = filled.logits.view(steps, rows, *groups)
-    grad_deter, grad_stoch = (
-        filled.deters.new_zeros(rows, width),
-        filled.deters.new_zeros(rows, latents),
-    )
-    found = _Pulled(
-        input=torch.empty_like(filled.input_pre),
-        gates=torch.empty_like(filled.gates),
-        hidden=torch.empty_like(filled.hidden_pre),
-        logits=torch.empty_like(filled.logits),
-        affine=[torch.zeros_like(weights[i]) for i in (1, 2, 4, 5, 7, 8)],
+) -> _Gradients:
+    """Walk back through the recurrence in some twenty launches a step."""
+    steps, rows, hidden = saved.input_pre.shape
+    width, latents = saved.deters.shape[2], saved.logits.shape[2]
+    posterior = saved.logits.view(steps, rows, *groups)
+    grad_deter = saved.deters.new_zeros(rows, width)
+    grad_stoch = saved.deters.new_zeros(rows, latents)
+
+    def zeros(layer: NormLinear) -> list[Tensor]:
+        return [torch.zeros_like(layer.norm_weight), torch.zeros_like(layer.norm_bias)]
+
+    gradients = _Gradients(
+        input=torch.empty_like(saved.input_pre),
+        gates=torch.empty_like(saved.gates),
+        hidden=torch.empty_like(saved.hidden_pre),
+        logits=torch.empty_like(saved.logits),
+        input_norm=zeros(weights.input),
+        gates_norm=zeros(weights.gru),
+        hidden_norm=zeros(weights.hidden),
         deter=grad_deter,
         stoch=grad_stoch,
-        first=filled.deters.new_zeros(width),
+        first=saved.deters.new_zeros(width),
     )
     for t in reversed(range(steps)):
-        grad_deter = _plus(grad_deter, wanted[0], t)
-        grad_stoch = _plus(grad_stoch, wanted[1], t)
-        pulled = SampleFunction.pull(grad_stoch, posterior[t], shape.unimix)
-        found.logits[t] = _plus(pulled.view(rows, latents), wanted[2], t)
-        grad, hidden_pre = found.logits[t] @ weights[9], filled.hidden_pre[t]
-        if shape.batch_norm is None:
-            parts = NormActFunction.pull(grad, hidden_pre, weights[7], weights[8], shape.eps)
-        else:
-            mean, var, use_batch = shape.batch_norm
-            if use_batch:
-                mean, var = filled.means[t], filled.variances[t]
-            parts = BatchNormActFunction.pull(
-                grad, hidden_pre, weights[7], weights[8], mean, var, use_batch, shape.eps
-            )
-        found.hidden[t] = parts[0]
-        _add(found.affine[4:], parts[1:])
-        grad_deter = torch.addmm(grad_deter, parts[0], weights[6])
-        state = filled.buffer[t, :, hidden : hidden + width]
-        parts = GruCellFunction.pull(
-            grad_deter, filled.gates[t], state, weights[4], weights[5], shape.eps
+        grad_deter = _plus(grad_deter, grad_outputs.deter, t)
+        grad_stoch = _plus(grad_stoch, grad_outputs.stoch, t)
+        grad_logits = SampleFunction.launch_backward(grad_stoch, posterior[t], shape.unimix)
+        gradients.logits[t] = _plus(grad_logits.view(rows, latents), grad_outputs.posterior, t)
+
+        gradients.hidden[t], *affine = _hidden_backward(
+            gradients.logits[t] @ weights.out.weight, saved, t, weights.hidden, shape
         )
-        found.gates[t] = parts[0]
-        _add(found.affine[2:4], parts[2:])
-        through = parts[0] @ weights[3]
-        grad_deter = _plus(parts[1] + through[:, hidden:], wanted[3], t)
-        parts = NormActFunction.pull(
-            through[:, :hidden], filled.input_pre[t], weights[1], weights[2], shape.eps
+        _add(gradients.hidden_norm, affine)
+        grad_deter = torch.addmm(grad_deter, gradients.hidden[t], weights.hidden.weight)
+
+        state, layer = saved.buffer[t, :, hidden : hidden + width], weights.gru
+        gradients.gates[t], grad_kept, *affine = GruCellFunction.launch_backward(
+            grad_deter, saved.gates[t], state, layer.norm_weight, layer.norm_bias, shape.eps
         )
-        found.input[t] = parts[0]
-        _add(found.affine[:2], parts[1:])
-        grad_stoch = _plus((parts[0] @ weights[0])[:, :latents], wanted[4], t)
+        _add(gradients.gates_norm, affine)
+        through = gradients.gates[t] @ weights.gru.weight
+        grad_deter = _plus(grad_kept + through[:, hidden:], grad_outputs.previous_deter, t)
+
+        layer = weights.input
+        gradients.input[t], *affine = NormActFunction.launch_backward(
+            through[:, :hidden], saved.input_pre[t], layer.norm_weight, layer.norm_bias, shape.eps
+        )
+        _add(gradients.input_norm, affine)
+        grad_row = gradients.input[t] @ weights.input.weight
+        grad_stoch = _plus(grad_row[:, :latents], grad_outputs.previous_stoch, t)
+
         reset = is_first[:, t, None]
-        found.first.add_((grad_deter * reset).sum(0))
+        gradients.first.add_((grad_deter * reset).sum(0))
         grad_deter = grad_deter.masked_fill(reset, 0.0)
         grad_stoch = grad_stoch.masked_fill(reset, 0.0)
-    return found._replace(deter=grad_deter, stoch=grad_stoch)
+    return gradients._replace(deter=grad_deter, stoch=grad_stoch)
 
 
-def _pull_at_once(
-    filled: Filled,
-    sums: Sequence[Tensor],
-    wanted: Sequence[Tensor | None],
+def _hidden_backward(
+    grad: Tensor, saved: Saved, step: int, layer: NormLinear, shape: _Shape
+) -> tuple[Tensor, ...]:
+    """Gradients before the posterior's hidden layer's norm (B, U), and of scale and shift (U,)."""
+    hidden_pre = saved.hidden_pre[step]
+    if shape.batch_norm is None:
+        return NormActFunction.launch_backward(
+            grad, hidden_pre, layer.norm_weight, layer.norm_bias, shape.eps
+        )
+    mean, var, use_batch = shape.batch_norm
+    if use_batch:
+        mean, var = saved.means[step], saved.variances[step]
+    return BatchNormActFunction.launch_backward(
+        grad, hidden_pre, layer.norm_weight, layer.norm_bias, mean, var, use_batch, shape.eps
+    )
+
+
+def _backward_at_once(
+    saved: Saved,
+    sums: Sums,
+    grad_outputs: _GradOutputs,
     is_first: Tensor,
-    weights: Sequence[Tensor],
+    weights: ObserveWeights,
     shape: _Shape,
     groups: torch.Size,
-) -> _Pulled:
-    """Reverse the recurrence in one launch, and what it leaves to do for all steps at once."""
-    hidden, width = filled.input_pre.shape[2], filled.deters.shape[2]
+) -> _Gradients:
+    """Walk back in one launch, and do what it leaves for all steps at once."""
+    hidden, width = saved.input_pre.shape[2], saved.deters.shape[2]
+    latents = saved.stochs.shape[2]
     reset = is_first.t().unsqueeze(-1)
-    asked = [torch.zeros_like(like) for like in (filled.deters, filled.stochs, filled.logits)]
-    for tensor, extra in zip(asked, wanted[:3], strict=True):
-        if extra is not None:
-            tensor += extra
+    grads = [torch.zeros_like(like) for like in (saved.deters, saved.stochs, saved.logits)]
+    for grad, of_output in zip(grads, grad_outputs[:3], strict=True):
+        if of_output is not None:
+            grad += of_output
     # What a step starts from is what the one before ended in, where no episode begins.
-    for tensor, extra in zip(asked, wanted[3:], strict=False):
-        if extra is not None:
-            tensor[:-1] += extra[1:].masked_fill(reset[1:], 0.0)
-    steps = pull_persistently(
-        filled, sums, asked, is_first, _latents_alone(weights, filled.stochs.shape[2]),
-        shape.batch_norm, shape.unimix, shape.eps, groups,
+    for grad, of_previous in zip(grads, grad_outputs[3:], strict=False):
+        if of_previous is not None:
+            grad[:-1] += of_previous[1:].masked_fill(reset[1:], 0.0)
+    steps = launch_backward(
+        saved, sums, grads, is_first, _latents_alone(weights, latents), shape.batch_norm,
+        shape.unimix, shape.eps, groups,
     )  # fmt: skip
-    flat = lambda tensor: tensor.flatten(0, 1)  # noqa: E731
-    grad_input, *affine = NormActFunction.pull(
-        flat(steps.input), flat(filled.input_pre), weights[1], weights[2], shape.eps
-    )
-    states = flat(filled.buffer[:, :, hidden : hidden + width])
-    grad_gates, _, *of_gates = GruCellFunction.pull(
-        flat(steps.deter), flat(filled.gates), states, weights[4], weights[5], shape.eps
-    )
+
+    layer = weights.input
+    grad_input, *input_norm = NormActFunction.launch_backward(
+        steps.input.flatten(0, 1), saved.input_pre.flatten(0, 1), layer.norm_weight,
+        layer.norm_bias, shape.eps,
+    )  # fmt: skip
+    layer, states = weights.gru, saved.buffer[:, :, hidden : hidden + width].flatten(0, 1)
+    grad_gates, _, *gates_norm = GruCellFunction.launch_backward(
+        steps.deter.flatten(0, 1), saved.gates.flatten(0, 1), states, layer.norm_weight,
+        layer.norm_bias, shape.eps,
+    )  # fmt: skip
+    layer = weights.hidden
     if shape.batch_norm is None:
-        grad_hidden, *of_hidden = NormActFunction.pull(
-            flat(steps.acts), flat(filled.hidden_pre), weights[7], weights[8], shape.eps
-        )
+        grad_hidden, *hidden_norm = NormActFunction.launch_backward(
+            steps.acts.flatten(0, 1), saved.hidden_pre.flatten(0, 1), layer.norm_weight,
+            layer.norm_bias, shape.eps,
+        )  # fmt: skip
     else:
-        grad_hidden, of_hidden = steps.hidden, [*steps.affine.sum(0).to(weights[7].dtype)]
-    before = steps.before if wanted[3] is None else steps.before + wanted[3]
-    stoch = _plus(
-        grad_input[: len(reset[0])] @ weights[0][:, : filled.stochs.shape[2]], wanted[4], 0
-    )
-    return _Pulled(
-        grad_input.view_as(steps.input),
-        grad_gates.view_as(steps.gates),
-        grad_hidden.view_as(steps.hidden),
-        steps.logits,
-        [*affine, *of_gates, *of_hidden],
-        before[0].masked_fill(reset[0], 0.0),
-        stoch.masked_fill(reset[0], 0.0),
-        (before * reset).sum((0, 1)),
+        grad_hidden = steps.hidden
+        hidden_norm = [*steps.affine.sum(0).to(layer.norm_weight.dtype)]
+    before = steps.before
+    if grad_outputs.previous_deter is not None:
+        before = before + grad_outputs.previous_deter
+    grad_stoch = grad_input[: len(reset[0])] @ weights.input.weight[:, :latents]
+    grad_stoch = _plus(grad_stoch, grad_outputs.previous_stoch, 0)
+    return _Gradients(
+        input=grad_input.view_as(steps.input),
+        gates=grad_gates.view_as(steps.gates),
+        hidden=grad_hidden.view_as(steps.hidden),
+        logits=steps.logits,
+        input_norm=input_norm,
+        gates_norm=gates_norm,
+        hidden_norm=hidden_norm,
+        deter=before[0].masked_fill(reset[0], 0.0),
+        stoch=grad_stoch.masked_fill(reset[0], 0.0),
+        first=(before * reset).sum((0, 1)),
     )
 
 
@@ -409,8 +487,9 @@ def _by_step(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     return [None if grad is None else grad.transpose(0, 1).flatten(2) for grad in grads]
 
 
-def _plus(tensor: Tensor, wanted: Tensor | None, step: int) -> Tensor:
-    return tensor if wanted is None else tensor + wanted[step]
+def _plus(grad: Tensor, of_output: Tensor | None, step: int) -> Tensor:
+    """A gradient, and what the caller has for a step of the output."""
+    return grad if of_output is None else grad + of_output[step]
 
 
 def _add(sums: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
@@ -418,9 +497,9 @@ def _add(sums: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
         total += part
 
 
-def _matrix_gradients(*pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
-    """For each product, from its output's gradients (T, B, out) and inputs (T, B, in)."""
-    return [grad.flatten(0, 1).t() @ inputs.flatten(0, 1) for grad, inputs in pairs]
+def _matrix_gradient(grad: Tensor, inputs: Tensor) -> Tensor:
+    """Of a product's matrix, from its output's gradients (T, B, out) and inputs (T, B, in)."""
+    return grad.flatten(0, 1).t() @ inputs.flatten(0, 1)
 
 
 def rssm_initial(weights: RssmWeights, groups: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -506,7 +585,13 @@ def _observe(
     first_deter, first_stoch = rssm_initial(weights, groups, eps)
     action = action.detach().masked_fill(is_first.unsqueeze(-1), 0.0)
     action = action / action.abs().clamp(min=1.0)
-    found = ObserveFunction.apply(
+    recurrent = ObserveWeights(
+        weights.input,
+        weights.gru,
+        layer._replace(weight=layer.weight[:, size:]),
+        weights.posterior_out,
+    )
+    deters, stochs, posterior, previous_deter, previous_stoch, mean, var = ObserveFunction.apply(
         F.linear(embed.flatten(0, 1), layer.weight[:, :size]).view(rows, steps, -1),
         action,
         is_first.contiguous(),
@@ -516,14 +601,8 @@ def _observe(
         first_deter,
         first_stoch,
         _Shape(batch_norm, unimix, eps, persistent),
-        *weights.input,
-        *weights.gru,
-        layer.weight[:, size:],
-        layer.norm_weight,
-        layer.norm_bias,
-        *weights.posterior_out,
+        *recurrent.tensors(),
     )
-    deters, stochs, posterior, previous_deter, previous_stoch, mean, var = found
     prior = _prior(deters, weights, groups, eps)
     return Observed(deters, stochs, posterior, prior, previous_deter, previous_stoch, mean, var)
 

@@ -28,7 +28,9 @@ from mudreamer_fast.kernels.rssm_observe_persistent_fwd import (
     COLUMNS,
     OPTIONS,
     SUMS,
-    Filled,
+    ObserveWeights,
+    Saved,
+    Sums,
     constants,
     dot,
     inner,
@@ -40,7 +42,7 @@ from mudreamer_fast.kernels.rssm_observe_persistent_fwd import (
 from mudreamer_fast.ops.signatures import BatchNormState
 
 
-class Reversed(NamedTuple):
+class Gradients(NamedTuple):
     """Gradients by step, each (T, B, size)."""
 
     logits: Tensor
@@ -505,23 +507,24 @@ def rssm_observe_persistent_bwd_kernel(
         t -= 1
 
 
-def pull_persistently(
-    filled: Filled,
-    statistics_of: Sequence[Tensor],
-    wanted: Sequence[Tensor],
+def launch_backward(
+    saved: Saved,
+    sums: Sums,
+    grad_outputs: Sequence[Tensor],
     is_first: Tensor,
-    weights: Sequence[Tensor],
+    weights: ObserveWeights,
     batch_norm: BatchNormState | None,
     unimix: float,
     eps: float,
     stoch: Sequence[int],
-) -> Reversed:
-    """Walk back through all steps of what `run_persistently` filled in.
+) -> Gradients:
+    """Walk back through all steps that `launch_forward` filled in.
 
     Args:
-        filled: by it.
-        statistics_of: the sums that it gave, of input layer, gates and hidden layer.
-        wanted: gradients (T, B, D), (T, B, G*C), (T, B, G*C) of h, z and the posterior's logits.
+        saved: by it.
+        sums: that it gave.
+        grad_outputs: gradients (T, B, D), (T, B, G*C), (T, B, G*C) of h, z and the posterior's
+            logits.
         is_first: (B, T) bool.
         weights: as it took them.
         batch_norm: likewise.
@@ -529,35 +532,36 @@ def pull_persistently(
         eps: likewise.
         stoch: G and C.
     """
-    steps, rows, hidden = filled.input_pre.shape
-    deter, device = filled.deters.shape[2], filled.deters.device
+    steps, rows, hidden = saved.input_pre.shape
+    deter, device = saved.deters.shape[2], saved.deters.device
     groups, classes = stoch
-    norm, means = "layer", weights[7:9]
+    norm, means = "layer", (weights.hidden.norm_weight, weights.hidden.norm_bias)
     if batch_norm is not None:
         norm = "batch" if batch_norm.use_batch else "running"
-        means = [filled.means, filled.variances] if norm == "batch" else batch_norm[:2]
+        means = (saved.means, saved.variances) if norm == "batch" else batch_norm[:2]
     empty = torch.empty_like
-    found = Reversed(
-        logits=empty(filled.logits),
-        acts=empty(filled.acts),
-        hidden=empty(filled.hidden_pre),
+    gradients = Gradients(
+        logits=empty(saved.logits),
+        acts=empty(saved.acts),
+        hidden=empty(saved.hidden_pre),
         affine=torch.empty(steps, 2, hidden, device=device),
-        deter=empty(filled.deters),
-        gates=empty(filled.gates),
-        input=empty(filled.input_pre),
-        before=empty(filled.deters),
+        deter=empty(saved.deters),
+        gates=empty(saved.gates),
+        input=empty(saved.input_pre),
+        before=empty(saved.deters),
     )
-    input_sums, gate_sums, hidden_sums = (empty(tensor) for tensor in statistics_of)
+    of_input, of_gates, of_hidden = (empty(tensor) for tensor in sums)
+    *multiplied, _ = weights.tensors()  # all but the output's bias
     work = -(-hidden // COLUMNS) - (-deter // COLUMNS)
     rssm_observe_persistent_bwd_kernel[(programs(max(work, groups), device),)](
-        torch.zeros((), dtype=torch.int32, device=device), *wanted, filled.buffer, is_first,
-        filled.input_pre, statistics_of[0], filled.gates, statistics_of[1], filled.hidden_pre,
-        statistics_of[2], *means, filled.logits, *weights[:10], found.logits, found.acts,
-        hidden_sums, found.hidden, found.affine, found.deter, empty(filled.deters),
-        empty(filled.gates), gate_sums, found.gates, found.input, input_sums, found.before,
-        filled.buffer.stride(1), weights[0].stride(0), weights[6].stride(0), steps, eps,
-        UNIMIX=unimix, NORM=norm,
-        **constants(rows, hidden, deter, groups, classes, filled.logits.dtype),
+        torch.zeros((), dtype=torch.int32, device=device), *grad_outputs, saved.buffer, is_first,
+        saved.input_pre, sums.input, saved.gates, sums.gates, saved.hidden_pre, sums.hidden,
+        *means, saved.logits, *multiplied, gradients.logits, gradients.acts, of_hidden,
+        gradients.hidden, gradients.affine, gradients.deter, empty(saved.deters),
+        empty(saved.gates), of_gates, gradients.gates, gradients.input, of_input,
+        gradients.before, saved.buffer.stride(1), weights.input.weight.stride(0),
+        weights.hidden.weight.stride(0), steps, eps, UNIMIX=unimix, NORM=norm,
+        **constants(rows, hidden, deter, groups, classes, saved.logits.dtype),
         SLICE=slice_of(hidden, deter), **OPTIONS,
     )  # fmt: skip
-    return found
+    return gradients

@@ -28,7 +28,7 @@ from mudreamer_fast.kernels.barrier import wait_for_all
 from mudreamer_fast.kernels.categorical import drawn, probs
 from mudreamer_fast.kernels.device import INTERPRETED
 from mudreamer_fast.kernels.layernorm_gru import next_state
-from mudreamer_fast.ops.signatures import BatchNormState
+from mudreamer_fast.ops.signatures import BatchNormState, Linear, NormLinear
 
 SLICES = 8
 """Warps of a program, each with a slice of a product's inner axis."""
@@ -47,8 +47,59 @@ MAX_ROWS = 64
 """More of a column, for batch norm, does not fit a program's registers."""
 
 
-class Filled(NamedTuple):
-    """What the recurrence computes, step by step, and its reverse needs."""
+class ObserveWeights(NamedTuple):
+    """The weights of the recurrence."""
+
+    input: NormLinear
+    """Of the input layer."""
+    gru: NormLinear
+    """Of the cell."""
+    hidden: NormLinear
+    """Of the posterior's hidden layer, without the embedding's columns."""
+    out: Linear
+    """Of the posterior's output."""
+
+    def tensors(self) -> list[Tensor]:
+        """All eleven, in their order."""
+        return [tensor for layer in self for tensor in layer]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> ObserveWeights:
+        """What `tensors` gave, with names again."""
+        return cls(
+            NormLinear(*tensors[:3]),
+            NormLinear(*tensors[3:6]),
+            NormLinear(*tensors[6:9]),
+            Linear(*tensors[9:]),
+        )
+
+
+class Inputs(NamedTuple):
+    """What the recurrence reads of each step."""
+
+    embed_part: Tensor
+    """(B, T, U), the embeddings' share of the posterior's hidden layer."""
+    action_part: Tensor
+    """(B, T, U), the actions' share of the input layer."""
+    is_first: Tensor
+    """(B, T) bool."""
+    uniforms: Tensor
+    """(B, T, G)."""
+
+
+class Sums(NamedTuple):
+    """Sums by tile, of which layer norm's statistics are made."""
+
+    input: Tensor
+    """(T, B, 2, tiles), of the input layer."""
+    gates: Tensor
+    """(T, B, 2, tiles)."""
+    hidden: Tensor
+    """(T, B, 2, tiles), of the posterior's hidden layer; without meaning but under layer norm."""
+
+
+class Saved(NamedTuple):
+    """What the forward pass computes, step by step, and the backward pass needs."""
 
     buffer: Tensor
     """(T, B, U + D + G*C + A or more), `[u | h | z | a]` before each step; a is given."""
@@ -598,52 +649,47 @@ def programs(wanted: int, device: torch.device) -> int:
     return min(wanted, torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def run_persistently(
-    filled: Filled,
-    given: Sequence[Tensor],
+def launch_forward(
+    saved: Saved,
+    inputs: Inputs,
     fresh: Sequence[Tensor],
-    weights: Sequence[Tensor],
+    weights: ObserveWeights,
     batch_norm: BatchNormState | None,
     unimix: float,
     eps: float,
     stoch: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Sums:
     """Fill in all steps but the layers' activations under layer norm, which the caller makes.
 
     Args:
-        filled: filled in; the first step's state and all actions are in its buffer.
-        given: the embeddings' share of the posterior's hidden layer and the actions' of the input
-            layer (B, T, U), is_first (B, T), uniforms (B, T, G).
+        saved: filled in; the first step's state and all actions are in its buffer.
+        inputs: of all steps.
         fresh: h (D,) and z (G*C,), the learned start.
-        weights: of the input layer (3), the cell (3), the posterior's hidden layer without the
-            embedding's columns (3), and its output (2).
+        weights: with the input layer's columns for the latents alone.
         batch_norm: what the posterior's batch norm uses, or None for layer norm.
         unimix: share of the uniform distribution.
         eps: added to the variances.
         stoch: G and C.
-
-    Returns:
-        What layer norm's statistics are made of, for input layer, gates and hidden layer; the last
-        is filled in under layer norm alone.
     """
-    steps, rows, hidden = filled.input_pre.shape
-    deter, device = filled.deters.shape[2], filled.deters.device
+    steps, rows, hidden = saved.input_pre.shape
+    deter, device = saved.deters.shape[2], saved.deters.device
     groups, classes = stoch
-    norm, running = "layer", weights[7:9]
+    norm, running = "layer", (weights.hidden.norm_weight, weights.hidden.norm_bias)
     if batch_norm is not None:
         norm, running = "batch" if batch_norm.use_batch else "running", batch_norm[:2]
     tiles_of_hidden, tiles_of_deter = -(-hidden // COLUMNS), -(-deter // COLUMNS)
     input_sums, hidden_sums = torch.empty(2, steps, rows, 2, tiles_of_hidden, device=device)
     gate_sums = torch.empty(steps, rows, 2, 3 * tiles_of_deter, device=device)
     work = max(tiles_of_hidden, tiles_of_deter, groups)
-    count, dtype = programs(work, device), filled.logits.dtype
+    count, dtype = programs(work, device), saved.logits.dtype
     rssm_observe_persistent_fwd_kernel[(count,)](
-        torch.zeros((), dtype=torch.int32, device=device), filled.buffer, given[1], given[0],
-        given[2], given[3], *fresh, *weights, *running, filled.input_pre, input_sums, filled.gates,
-        gate_sums, filled.deters, filled.hidden_pre, hidden_sums, filled.acts, filled.means,
-        filled.variances, filled.logits, filled.stochs, filled.buffer.stride(1),
-        weights[0].stride(0), weights[6].stride(0), steps, eps, UNIMIX=unimix, NORM=norm,
+        torch.zeros((), dtype=torch.int32, device=device), saved.buffer, inputs.action_part,
+        inputs.embed_part, inputs.is_first, inputs.uniforms, *fresh, *weights.tensors(), *running,
+        saved.input_pre, input_sums, saved.gates, gate_sums, saved.deters, saved.hidden_pre,
+        hidden_sums, saved.acts, saved.means, saved.variances, saved.logits, saved.stochs,
+        saved.buffer.stride(1), weights.input.weight.stride(0), weights.hidden.weight.stride(0),
+        steps, eps, UNIMIX=unimix, NORM=norm,
         **constants(rows, hidden, deter, groups, classes, dtype),
         **keeping(rows, hidden, deter, groups * classes, dtype, count >= work), **OPTIONS,
     )  # fmt: skip
-    return input_sums, gate_sums, hidden_sums
+    return Sums(input_sums, gate_sums, hidden_sums)
