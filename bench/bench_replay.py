@@ -19,7 +19,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.turns import take_turns
 from mudreamer_fast.replay import Batch, ReplayBuffer
-from mudreamer_fast.replay.reference import NumpyReplay
+from mudreamer_fast.replay.twin import NumpyReplay
 
 STREAMS, CAPACITY_STEPS, LENGTH = 4, 40_000, 64
 ADDS = 200

@@ -77,7 +77,7 @@ void BatchQueue::release_view() {
   view_.reset();
 }
 
-std::vector<std::vector<Window>> BatchQueue::drawn(bool with_last) const {
+std::vector<std::vector<Window>> BatchQueue::pending(bool with_last) const {
   const std::lock_guard lock(mutex_);
   std::vector<std::vector<Window>> found;
   if (with_last && in_hand_) found.push_back(in_hand_->draw.windows);
@@ -85,14 +85,14 @@ std::vector<std::vector<Window>> BatchQueue::drawn(bool with_last) const {
   return found;
 }
 
-bool BatchQueue::redraw(std::vector<std::vector<Window>> batches) {
+bool BatchQueue::resume(std::vector<std::vector<Window>> batches) {
   require_own_process();
   const std::lock_guard calling(calls_);
   if (batches.size() > require_open()) return false;
   std::vector<Draw> draws(batches.size());
   for (std::size_t i = 0; i < batches.size(); ++i) {
     if (batches[i].size() != batch_) return false;
-    if (!store_.redraw(std::move(batches[i]), length_, &draws[i])) return false;
+    if (!store_.resume_draw(std::move(batches[i]), length_, &draws[i])) return false;
   }
   const std::lock_guard lock(mutex_);
   start(std::move(draws));

@@ -47,18 +47,18 @@ class BatchQueue {
   // the oldest batch: the number of its slot.
   std::size_t next();
 
-  // Has next() draw from what the store holds now until release_view(), whatever is appended
+  // Has next() draw from what the store holds now until release_view(), whatever is added
   // meanwhile: so that another thread's calls of next() depend on this moment alone.
   void hold_view();
   void release_view();
 
   // The windows of the batches that are drawn and not handed out, oldest first; `with_last` has
   // those of the one that next() handed out last before them.
-  std::vector<std::vector<Window>> drawn(bool with_last) const;
+  std::vector<std::vector<Window>> pending(bool with_last) const;
 
   // Draws these windows, each a batch, before any other and without the generator. False, and
   // nothing is drawn, where one of them is not held, or there are more batches than free slots.
-  bool redraw(std::vector<std::vector<Window>> batches);
+  bool resume(std::vector<std::vector<Window>> batches);
 
   void close();
 

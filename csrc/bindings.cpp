@@ -30,6 +30,7 @@ namespace {
 using replay::BatchQueue;
 using replay::DType;
 using replay::FieldSpec;
+using replay::ReplayOptions;
 using replay::ReplayStore;
 using replay::Window;
 using Shape = std::vector<std::size_t>;
@@ -137,7 +138,7 @@ class Columns {
     if (access == Access::kWrite && !array.writeable()) {
       throw std::invalid_argument(subject() + "must be writeable");
     }
-    // The data pointer of a read-only array is only read from: append and restore take it as const.
+    // The data pointer of a read-only array is only read from: add and restore take it as const.
     return static_cast<std::byte*>(const_cast<void*>(array.data()));
   }
 
@@ -219,19 +220,14 @@ class Replay {
  public:
   using Field = std::tuple<std::string, py::dtype, Shape>;
 
-  Replay(const std::vector<Field>& fields, std::int64_t streams, std::int64_t capacity_steps,
-         std::uint64_t seed, std::int64_t threads, std::size_t segment_steps,
-         std::int64_t spare_steps)
-      : py_fields_(py_fields_of(fields)),
-        store_(specs_of(fields), first_of(fields), positive("streams", streams),
-               positive("capacity_steps", capacity_steps), seed, positive("threads", threads),
-               segment_steps, positive("spare_steps", spare_steps)) {}
+  Replay(const std::vector<Field>& fields, const ReplayOptions& options)
+      : py_fields_(py_fields_of(fields)), store_(specs_of(fields), first_of(fields), options) {}
 
-  void append(const py::dict& step) {
+  void add(const py::dict& step) {
     const Columns columns(store_.fields(), py_fields_, step, {store_.streams()},
                           Columns::Access::kRead);
     const py::gil_scoped_release unlocked;
-    store_.append(columns.readable());
+    store_.add(columns.readable());
   }
 
   void sample(std::int64_t batch, std::int64_t length, const py::dict& outputs,
@@ -396,19 +392,19 @@ class Queue {
     queue_->release_view();
   }
 
-  Handles drawn(bool with_last) const {
+  Handles pending(bool with_last) const {
     std::vector<std::vector<Window>> batches;
     {
       const py::gil_scoped_release unlocked;
-      batches = queue_->drawn(with_last);
+      batches = queue_->pending(with_last);
     }
     return windows_to_array(batches, batch_);
   }
 
-  bool redraw(const py::array_t<std::uint64_t, py::array::c_style>& windows) {
+  bool resume(const py::array_t<std::uint64_t, py::array::c_style>& windows) {
     std::vector<std::vector<Window>> batches = windows_from_array(windows);
     const py::gil_scoped_release unlocked;
-    return queue_->redraw(std::move(batches));
+    return queue_->resume(std::move(batches));
   }
 
   void close() {
@@ -428,11 +424,21 @@ class Queue {
 PYBIND11_MODULE(_replay, module) {
   module.doc() = "Storage and sampling of replayed steps; use mudreamer_fast.replay.";
   py::class_<Replay>(module, "Replay")
-      .def(py::init<const std::vector<Replay::Field>&, std::int64_t, std::int64_t, std::uint64_t,
-                    std::int64_t, std::size_t, std::int64_t>(),
-           py::arg("fields"), py::arg("streams"), py::arg("capacity_steps"), py::arg("seed"),
-           py::arg("threads"), py::arg("segment_steps"), py::arg("spare_steps"))
-      .def("append", &Replay::append, py::arg("step"))
+      .def(py::init([](const std::vector<Replay::Field>& fields, std::int64_t streams,
+                       std::int64_t capacity_steps, std::uint64_t seed, std::int64_t threads,
+                       std::int64_t spare_steps, std::optional<std::int64_t> segment_steps) {
+             ReplayOptions options;
+             options.streams = positive("streams", streams);
+             options.capacity_steps = positive("capacity_steps", capacity_steps);
+             options.seed = seed;
+             options.threads = positive("threads", threads);
+             options.spare_steps = positive("spare_steps", spare_steps);
+             if (segment_steps) options.segment_steps = positive("segment_steps", *segment_steps);
+             return std::make_unique<Replay>(fields, options);
+           }),
+           py::arg("fields"), py::kw_only(), py::arg("streams"), py::arg("capacity_steps"),
+           py::arg("seed"), py::arg("threads"), py::arg("spare_steps"), py::arg("segment_steps"))
+      .def("add", &Replay::add, py::arg("step"))
       .def("sample", &Replay::sample, py::arg("batch"), py::arg("length"), py::arg("outputs"),
            py::arg("handles"))
       .def("write_back", &Replay::write_back, py::arg("handles").noconvert(), py::arg("values"))
@@ -457,7 +463,7 @@ PYBIND11_MODULE(_replay, module) {
       .def("next", &Queue::next)
       .def("hold_view", &Queue::hold_view)
       .def("release_view", &Queue::release_view)
-      .def("drawn", &Queue::drawn, py::arg("with_last"))
-      .def("redraw", &Queue::redraw, py::arg("windows"))
+      .def("pending", &Queue::pending, py::arg("with_last"))
+      .def("resume", &Queue::resume, py::arg("windows"))
       .def("close", &Queue::close);
 }

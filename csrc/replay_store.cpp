@@ -14,10 +14,11 @@ namespace replay {
 
 namespace {
 
-std::size_t slots_for(std::size_t capacity_steps, std::size_t spare_steps,
-                      std::size_t segment_steps) {
-  const std::size_t slots = capacity_steps + spare_steps;
-  return segment_steps == 0 ? slots : (slots / segment_steps + 2) * segment_steps;
+// Slots of each stream, in whole segments where there are segments.
+std::size_t slots_for(const ReplayOptions& options) {
+  const std::size_t slots = options.capacity_steps + options.spare_steps;
+  if (!options.segment_steps) return slots;
+  return (slots / *options.segment_steps + 2) * *options.segment_steps;
 }
 
 }  // namespace
@@ -39,22 +40,21 @@ void Claim::release() noexcept {
 }
 
 ReplayStore::ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field,
-                         std::size_t streams, std::size_t capacity_steps, std::uint64_t seed,
-                         std::size_t threads, std::size_t segment_steps, std::size_t spare_steps)
+                         const ReplayOptions& options)
     : fields_(std::move(fields)),
       first_field_(first_field),
-      capacity_(capacity_steps),
-      threads_(threads),
-      segmented_(segment_steps != 0),
-      ring_(fields_, streams, slots_for(capacity_steps, spare_steps, segment_steps),
-            segmented_ ? segment_steps : slots_for(capacity_steps, spare_steps, 0)),
-      sampler_(seed),
+      capacity_(options.capacity_steps),
+      threads_(options.threads),
+      segmented_(options.segment_steps.has_value()),
+      ring_(fields_, options.streams, slots_for(options),
+            options.segment_steps.value_or(slots_for(options))),
+      sampler_(options.seed),
       claims_process_(getpid()) {
-  if (capacity_steps == 0) {
+  if (options.capacity_steps == 0) {
     throw std::invalid_argument("a replay needs room for at least one step");
   }
-  if (spare_steps == 0) throw std::invalid_argument("a replay needs a spare step");
-  if (threads == 0) throw std::invalid_argument("a replay needs at least one thread");
+  if (options.spare_steps == 0) throw std::invalid_argument("a replay needs a spare step");
+  if (options.threads == 0) throw std::invalid_argument("a replay needs at least one thread");
   if (first_field >= fields_.size() || fields_[first_field].dtype != DType::kBool ||
       !fields_[first_field].shape.empty()) {
     throw std::invalid_argument("the field that marks first steps must be a boolean scalar");
@@ -88,8 +88,8 @@ void ReplayStore::await_claims(std::unique_lock<std::mutex>& lock, std::uint64_t
   });
 }
 
-void ReplayStore::append(const std::byte* const* columns) {
-  const std::lock_guard appending(append_mutex_);
+void ReplayStore::add(const std::byte* const* columns) {
+  const std::lock_guard adding(add_mutex_);
   std::unique_lock lock(mutex_);
   const std::uint64_t step = end_;
   const bool opens_segment = segmented_ && step % ring_.segment_steps() == 0;
@@ -127,7 +127,7 @@ Draw ReplayStore::draw(std::size_t batch, std::size_t length, const View* view) 
   return made;
 }
 
-bool ReplayStore::redraw(std::vector<Window> windows, std::size_t length, Draw* draw) {
+bool ReplayStore::resume_draw(std::vector<Window> windows, std::size_t length, Draw* draw) {
   std::unique_lock lock(mutex_);
   released_.wait(lock, [&] { return alone_ == 0; });
   std::uint64_t oldest = end_;
@@ -204,7 +204,7 @@ bool ReplayStore::snapshot(std::size_t steps, std::byte* const* outputs, Marks* 
 }
 
 void ReplayStore::restore(std::size_t steps, const std::byte* const* columns, const Marks& marks) {
-  const std::lock_guard appending(append_mutex_);
+  const std::lock_guard adding(add_mutex_);
   const Alone alone(this);
   // A new ring costs only address space, and the old one's memory is free before the copy begins.
   ring_ = StepRing(fields_, ring_.streams(), ring_.slots(), ring_.segment_steps());
@@ -279,7 +279,7 @@ void ReplayStore::load_segment(const SegmentPart& part, const std::string& path,
 }
 
 void ReplayStore::resume(std::uint64_t begin, const Marks& marks) {
-  const std::lock_guard appending(append_mutex_);
+  const std::lock_guard adding(add_mutex_);
   const Alone alone(this);
   if (begin > marks.steps_added) {
     throw std::out_of_range("cannot hold steps " + std::to_string(begin) + " to " +

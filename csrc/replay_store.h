@@ -7,20 +7,20 @@
 //     it takes to draw windows or move a counter, never while steps are copied, with three
 //     exceptions that change steps in place: write_back, restore and map_segment.
 //   - Readers claim the steps they will read, and then read without any lock. Any number may.
-//   - append has more slots than steps to keep, and writes to one that no reader can be given any
+//   - add has more slots than steps to keep, and writes to one that no reader can be given any
 //     more. It waits only where a claim is so old that it still covers that slot. Appends happen
 //     one at a time.
-//   - Draws from a view depend on it and the generator alone, whatever is appended meanwhile.
+//   - Draws from a view depend on it and the generator alone, whatever is added meanwhile.
 //   - write_back, restore and map_segment wait for all claims to end; none is given meanwhile.
 //   The caller keeps its own arrays still while a call reads or writes them. A process forked while
 //   no call is in flight may use its copy freely; claims of the parent's other threads are not its.
-// Complexity: append O(bytes of a step * streams), sample O(bytes of the batch), snapshot and
+// Complexity: add O(bytes of a step * streams), sample O(bytes of the batch), snapshot and
 //   restore O(bytes held). Memory is touched only as it fills.
 // Errors: those of step_ring.h, sequence_sampler.h and gather.h. A call that throws has left
 //   contents and generator as they were.
 //
-// A step is appended to all streams at once, so they always hold the same steps: a number counts
-// the steps appended to each stream before it, since the store (or the one it was restored from)
+// A step is added to all streams at once, so they always hold the same steps: a number counts
+// the steps added to each stream before it, since the store (or the one it was restored from)
 // was new.
 
 #pragma once
@@ -31,6 +31,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -76,33 +77,41 @@ struct View {
   Claim claim;
 };
 
+// What a store is made with, besides its fields.
+struct ReplayOptions {
+  std::size_t streams = 1;         // environments
+  std::size_t capacity_steps = 0;  // of each stream; must be positive
+  std::uint64_t seed = 0;          // of the draws
+  std::size_t threads = 1;         // that copy batches
+  // Steps that can be added to a full store while somebody holds a view of it; at least 1.
+  std::size_t spare_steps = 1;
+  // Steps of a segment, where segments can be files. The ring then has a segment more than it
+  // needs, as a segment is given up as a whole.
+  std::optional<std::size_t> segment_steps;
+};
+
 class ReplayStore {
  public:
   // What a snapshot holds beside the contents.
   struct Marks {
-    std::uint64_t steps_added = 0;  // appended to each stream since it was new
+    std::uint64_t steps_added = 0;  // added to each stream since it was new
     std::uint64_t generator = 0;
   };
 
   // `first_field` is the index of the boolean scalar that a batch has set on the first step of
-  // every window. `streams`, `threads` and `capacity_steps` (of each stream) must be positive.
-  // `spare_steps`, at least 1, can be appended to a full store while somebody holds a view of it.
-  // Where `segment_steps` is not zero, segments of so many steps can be files; the ring has a
-  // segment more than it needs then, as a segment is given up as a whole.
-  ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field, std::size_t streams,
-              std::size_t capacity_steps, std::uint64_t seed, std::size_t threads,
-              std::size_t segment_steps = 0, std::size_t spare_steps = 1);
+  // every window.
+  ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field, const ReplayOptions& options);
 
-  // Appends one step to every stream; columns[f] points to the steps of field f, one after the
+  // Adds one step to every stream; columns[f] points to the steps of field f, one after the
   // other in the order of streams.
-  void append(const std::byte* const* columns);
+  void add(const std::byte* const* columns);
 
   // What is held now.
   View view();
   // Draws `batch` windows of `length` steps from a view, or from what is held now, and claims them.
   Draw draw(std::size_t batch, std::size_t length, const View* view = nullptr);
   // Claims windows that were drawn before. False where one of them is not held (any more).
-  bool redraw(std::vector<Window> windows, std::size_t length, Draw* draw);
+  bool resume_draw(std::vector<Window> windows, std::size_t length, Draw* draw);
   // Copies a draw out (layout as in gather.h), the first step of each window marked as first; the
   // contents keep their own marks. `handles`, if not null, takes batch * length numbers that name
   // the steps to write_back.
@@ -146,7 +155,7 @@ class ReplayStore {
   // Says which steps were loaded, of which the newest that fit are kept, and sets the generator.
   void resume(std::uint64_t begin, const Marks& marks);
 
-  // Steps held by each stream, and appended to each since it was new.
+  // Steps held by each stream, and added to each since it was new.
   std::size_t steps() const;
   std::uint64_t steps_added() const;
   std::uint64_t generator() const;
@@ -186,7 +195,7 @@ class ReplayStore {
   const bool segmented_;
   StepRing ring_;
 
-  std::mutex append_mutex_;   // held by append, restore and resume; taken before mutex_
+  std::mutex add_mutex_;      // held by add, restore and resume; taken before mutex_
   mutable std::mutex mutex_;  // guards all below
   std::condition_variable released_;
   SequenceSampler sampler_;

@@ -1,6 +1,6 @@
 // The newest steps of all environment streams: one ring of memory.
 //
-// Steps are numbered from 0 in the order in which they were appended, for all streams alike; step
+// Steps are numbered from 0 in the order in which they were added, for all streams alike; step
 // i stands in slot i % slots(). The slots are divided into segments of segment_steps(), each a
 // block of its own: field after field, in it stream after stream, in it step after step. So the
 // steps of one stream in one segment lie side by side, and a segment can be written to a file, or

@@ -97,7 +97,7 @@ def test_batches_ahead_are_under_way(tmp_path: Path, ahead: int) -> None:
     with start(tiny_run.config(replay={"batches_ahead": ahead}), tmp_path) as run:
         step(run, 12)
         run.batches.next()
-        assert len(run.batches.under_way()) == ahead
+        assert len(run.batches.pending()) == ahead
 
 
 @pytest.mark.usefixtures("made_envs")

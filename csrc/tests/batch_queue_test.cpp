@@ -23,12 +23,17 @@ constexpr std::size_t kBatch = 6;
 constexpr std::size_t kLength = 4;
 
 ReplayStore make_store(std::size_t capacity, std::uint64_t seed = 1) {
-  return ReplayStore(steps::fields(), steps::kFirst, kStreams, capacity, seed, 2);
+  replay::ReplayOptions options;
+  options.streams = kStreams;
+  options.capacity_steps = capacity;
+  options.seed = seed;
+  options.threads = 2;
+  return ReplayStore(steps::fields(), steps::kFirst, options);
 }
 
 void fill(ReplayStore& store, std::size_t begin, std::size_t end) {
   for (std::size_t step = begin; step < end; ++step) {
-    store.append(steps::Step(store.fields(), 0, kStreams, step).columns());
+    store.add(steps::Step(store.fields(), 0, kStreams, step).columns());
   }
 }
 
@@ -98,25 +103,25 @@ TEST(what_was_drawn_can_be_drawn_again) {
   fill(store, 0, 20);
   Room room(store, 3);
   BatchQueue queue(store, kBatch, kLength, room.slots());
-  CHECK(queue.drawn(true).empty());
+  CHECK(queue.pending(true).empty());
   queue.next();
-  const auto drawn = queue.drawn(true);
-  CHECK(drawn.size() == 3 && queue.drawn(false).size() == 2);
+  const auto drawn = queue.pending(true);
+  CHECK(drawn.size() == 3 && queue.pending(false).size() == 2);
   const std::uint64_t generator = store.generator();
   Room other_room(store, 3);
   BatchQueue other(store, kBatch, kLength, other_room.slots());
-  CHECK(other.redraw({drawn.begin() + 1, drawn.end()}));
+  CHECK(other.resume({drawn.begin() + 1, drawn.end()}));
   CHECK(store.generator() == generator);
   CHECK(other_room.holds(other.next(), drawn[1]));
   CHECK(other_room.holds(other.next(), drawn[2]));
   fill(store, 20, 40);
-  CHECK(!other.redraw({drawn[1]}));
-  CHECK(!other.redraw({{{0, 30}}}));
+  CHECK(!other.resume({drawn[1]}));
+  CHECK(!other.resume({{{0, 30}}}));
   const std::vector<Window> good(kBatch, Window{0, 30});
-  CHECK(!other.redraw({good, good, good, good}));
+  CHECK(!other.resume({good, good, good, good}));
 }
 
-TEST(draws_from_a_view_do_not_see_what_is_appended_since) {
+TEST(draws_from_a_view_do_not_see_what_is_added_since) {
   ReplayStore store(steps::fields(), steps::kFirst, kStreams, 9, 1, 2, 0, 30);
   ReplayStore twin = make_store(9);
   fill(store, 0, 9);
@@ -126,7 +131,7 @@ TEST(draws_from_a_view_do_not_see_what_is_appended_since) {
   for (std::size_t begin = 9; begin < 200; begin += 20) {
     queue.hold_view();
     std::vector<std::vector<Window>> expected;
-    if (begin > 9) expected.push_back(queue.drawn(false)[0]);
+    if (begin > 9) expected.push_back(queue.pending(false)[0]);
     std::thread learner([&] {
       for (std::size_t call = 0; call < 4; ++call) {
         const std::size_t slot = queue.next();
@@ -141,7 +146,7 @@ TEST(draws_from_a_view_do_not_see_what_is_appended_since) {
   }
 }
 
-TEST(an_append_beyond_the_spare_steps_waits_for_the_view_to_end) {
+TEST(an_add_beyond_the_spare_steps_waits_for_the_view_to_end) {
   ReplayStore store = make_store(9);
   fill(store, 0, 9);
   Room room(store, 2);
@@ -159,7 +164,7 @@ TEST(an_append_beyond_the_spare_steps_waits_for_the_view_to_end) {
   CHECK(writer.waits());
   for (int call = 0; call < 5; ++call) {
     const std::size_t slot = queue.next();
-    CHECK(room.holds(slot, queue.drawn(true)[0]));
+    CHECK(room.holds(slot, queue.pending(true)[0]));
   }
   queue.release_view();
   adder.join();
@@ -176,7 +181,7 @@ TEST(a_queue_of_a_store_that_is_too_empty_throws_and_goes_on_later) {
   CHECK(store.generator() == 1);
   fill(store, 3, 4);
   const std::size_t slot = queue.next();
-  CHECK(room.holds(slot, queue.drawn(true)[0]));
+  CHECK(room.holds(slot, queue.pending(true)[0]));
 }
 
 TEST(a_closed_queue_throws_and_lets_the_store_go_on) {
@@ -188,7 +193,7 @@ TEST(a_closed_queue_throws_and_lets_the_store_go_on) {
   queue.close();
   queue.close();
   CHECK_THROWS(std::runtime_error, queue.next());
-  CHECK_THROWS(std::runtime_error, queue.redraw({}));
+  CHECK_THROWS(std::runtime_error, queue.resume({}));
   fill(store, 5, 25);  // would wait for ever on a claim that is left
   CHECK(store.steps_added() == 25);
 }
@@ -273,7 +278,7 @@ TEST(an_adder_a_queue_a_writer_and_a_saver_can_work_at_once) {
     BatchQueue queue(store, kBatch, kLength, room.slots());
     do {
       const std::size_t slot = queue.next();
-      if (!room.holds(slot, queue.drawn(true)[0])) ++wrong;
+      if (!room.holds(slot, queue.pending(true)[0])) ++wrong;
     } while (working);
   }
   adder.join();

@@ -15,21 +15,33 @@
 #include "temporary_folder.h"
 
 using replay::FieldSpec;
+using replay::ReplayOptions;
 using replay::ReplayStore;
 
 namespace {
 
 constexpr std::size_t kStreams = 3;
 
+ReplayOptions options(std::size_t streams, std::size_t capacity, std::uint64_t seed,
+                      std::size_t threads, std::optional<std::size_t> segment_steps = {}) {
+  ReplayOptions made;
+  made.streams = streams;
+  made.capacity_steps = capacity;
+  made.seed = seed;
+  made.threads = threads;
+  made.segment_steps = segment_steps;
+  return made;
+}
+
 ReplayStore make_store(std::size_t capacity, std::uint64_t seed = 1, std::size_t threads = 2,
-                       std::size_t segment_steps = 0) {
-  return ReplayStore(steps::fields(), steps::kFirst, kStreams, capacity, seed, threads,
-                     segment_steps);
+                       std::optional<std::size_t> segment_steps = {}) {
+  return ReplayStore(steps::fields(), steps::kFirst,
+                     options(kStreams, capacity, seed, threads, segment_steps));
 }
 
 void fill(ReplayStore& store, std::size_t begin, std::size_t end) {
   for (std::size_t step = begin; step < end; ++step) {
-    store.append(steps::Step(store.fields(), 0, kStreams, step).columns());
+    store.add(steps::Step(store.fields(), 0, kStreams, step).columns());
   }
 }
 
@@ -136,18 +148,18 @@ TEST(a_failed_sample_leaves_outputs_and_generator_alone) {
 
 TEST(bad_constructions_are_refused) {
   const auto fields = steps::fields();
-  CHECK_THROWS(std::invalid_argument, ReplayStore(fields, steps::kFirst, 0, 5, 1, 1));
-  CHECK_THROWS(std::invalid_argument, ReplayStore(fields, steps::kFirst, 2, 0, 1, 1));
-  CHECK_THROWS(std::invalid_argument, ReplayStore(fields, steps::kFirst, 2, 5, 1, 0));
-  CHECK_THROWS(std::invalid_argument, ReplayStore(fields, 0, 2, 5, 1, 1));
-  CHECK_THROWS(std::invalid_argument, ReplayStore(fields, fields.size(), 2, 5, 1, 1));
+  CHECK_THROWS(std::invalid_argument, ReplayStore(fields, steps::kFirst, options(0, 5, 1, 1)));
+  CHECK_THROWS(std::invalid_argument, ReplayStore(fields, steps::kFirst, options(2, 0, 1, 1)));
+  CHECK_THROWS(std::invalid_argument, ReplayStore(fields, steps::kFirst, options(2, 5, 1, 0)));
+  CHECK_THROWS(std::invalid_argument, ReplayStore(fields, 0, options(2, 5, 1, 1)));
+  CHECK_THROWS(std::invalid_argument, ReplayStore(fields, fields.size(), options(2, 5, 1, 1)));
 }
 
-TEST(an_append_waits_for_a_reader_only_where_it_needs_the_readers_steps) {
+TEST(an_add_waits_for_a_reader_only_where_it_needs_the_readers_steps) {
   ReplayStore store = make_store(10);
   fill(store, 0, 10);
   auto draw = std::make_unique<replay::Draw>();
-  CHECK(store.redraw({{0, 2}, {1, 4}}, 3, draw.get()));
+  CHECK(store.resume_draw({{0, 2}, {1, 4}}, 3, draw.get()));
   fill(store, 10, 13);  // the last of these writes the slot of step 2 - 1
   Watched adder([&] { fill(store, 13, 14); });
   CHECK(adder.waits());
@@ -166,7 +178,7 @@ TEST(steps_are_written_back_by_handle_unless_they_are_gone) {
   std::uint64_t handles[10];
   std::byte* const* pointers = outputs.pointers();
   replay::Draw draw;
-  CHECK(store.redraw({{1, 0}, {2, 4}}, 5, &draw));
+  CHECK(store.resume_draw({{1, 0}, {2, 4}}, 5, &draw));
   store.copy(draw, pointers, handles);
   draw.claim.release();
   CHECK(handles[0] == 1 && handles[9] == 8 * kStreams + 2);
@@ -177,7 +189,7 @@ TEST(steps_are_written_back_by_handle_unless_they_are_gone) {
   bool written[10];
   store.write_back(10, handles, values, written);
   for (std::size_t i = 0; i < 10; ++i) CHECK(written[i] == (i >= 3));
-  CHECK(store.redraw({{1, 3}, {2, 4}}, 2, &draw));
+  CHECK(store.resume_draw({{1, 3}, {2, 4}}, 2, &draw));
   store.copy(draw, pointers, nullptr);
   CHECK(outputs[1][0] == std::byte{3 * 12} && outputs[1][12] == std::byte{4 * 12});
   CHECK(outputs[1][24] == std::byte{5 * 12} && outputs[1][47] == std::byte{7 * 12 - 1});

@@ -58,8 +58,8 @@ class Batches:
         """Have `next` draw from what is held when it is called, as before `hold_view`."""
         self._queue.release_view()
 
-    def drawn(self, with_last: bool = False) -> NDArray[np.uint64]:
-        """What is drawn and not handed out yet.
+    def pending(self, with_last: bool = False) -> NDArray[np.uint64]:
+        """The windows of the batches that are drawn and not handed out yet.
 
         Args:
             with_last: have the batch that `next` gave last before them, if there is one.
@@ -67,10 +67,10 @@ class Batches:
         Returns:
             (batches, B, 2), oldest first: each window's stream and first step.
         """
-        return self._queue.drawn(with_last)
+        return self._queue.pending(with_last)
 
-    def redraw(self, windows: NDArray[Any]) -> bool:
-        """Draw what `drawn` said once, in a buffer with the same contents, before all else.
+    def resume(self, windows: NDArray[Any]) -> bool:
+        """Go on with what `pending` said once, in a buffer with the same contents, before all else.
 
         Args:
             windows: (batches, B, 2), at most `ahead + 1` batches.
@@ -78,7 +78,7 @@ class Batches:
         Returns:
             Whether they are drawn; not where a step is no longer held.
         """
-        return self._queue.redraw(np.ascontiguousarray(windows, np.uint64))
+        return self._queue.resume(np.ascontiguousarray(windows, np.uint64))
 
     def close(self) -> None:
         """End the thread; a `next` that waits raises, and so do later ones."""

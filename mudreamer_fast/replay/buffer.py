@@ -71,12 +71,12 @@ class ReplayBuffer:
         self._storage = None if folder is None else Storage(folder, self._layout)
         self._store = Replay(
             [(name, field.dtype, field.shape) for name, field in self._layout.fields.items()],
-            num_streams,
-            self._layout.stream_capacity_steps,
-            seed,
-            threads,
-            0 if self._storage is None else self._storage.segment_steps,
-            spare_steps,
+            streams=num_streams,
+            capacity_steps=self._layout.stream_capacity_steps,
+            seed=seed,
+            threads=threads,
+            spare_steps=spare_steps,
+            segment_steps=None if self._storage is None else self._storage.segment_steps,
         )
         self._problems: list[str] = []
         self._flusher: Flusher | None = None
@@ -124,7 +124,7 @@ class ReplayBuffer:
         Raises:
             ValueError: a key, dtype, shape or memory layout is not the declared one.
         """
-        self._store.append(step if isinstance(step, dict) else dict(step))
+        self._store.add(step if isinstance(step, dict) else dict(step))
 
     def can_sample(self, length: int) -> bool:
         """Whether some stream holds `length` steps in a row.

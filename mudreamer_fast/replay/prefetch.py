@@ -69,14 +69,14 @@ class Prefetcher:
         """See `Batches.hold_view`."""
         self._batches.release_view()
 
-    def under_way(self) -> NDArray[np.uint64]:
+    def pending(self) -> NDArray[np.uint64]:
         """The windows of the batches that `next` will give, as far as they are drawn.
 
         Returns:
             (batches, B, 2), for `resume`.
         """
         # The batch that the buffer gave last is in use, or was only sent to the device.
-        return self._batches.drawn(with_last=self._sent is not None)
+        return self._batches.pending(with_last=self._sent is not None)
 
     def resume(self, windows: NDArray[Any]) -> bool:
         """Go on with what was under way in a buffer of the same contents, before all else.
@@ -84,7 +84,7 @@ class Prefetcher:
         Returns:
             Whether it could be drawn again; not where steps are no longer held.
         """
-        return self._batches.redraw(windows)
+        return self._batches.resume(windows)
 
     def close(self) -> None:
         """End the thread that copies; a second call does nothing."""

@@ -78,6 +78,6 @@ def write(
             state["replay"] = replay.state_dict(empty)
         else:
             return state
-        return {**state, "batches": batches.under_way()}
+        return {**state, "batches": batches.pending()}
 
     checkpoint.save(build, folder.checkpoint)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mudreamer_fast.replay import Batch, ReplayBuffer
-from mudreamer_fast.replay.reference import NumpyReplay
+from mudreamer_fast.replay.twin import NumpyReplay
 
 
 @dataclass(frozen=True)

@@ -74,15 +74,15 @@ def test_what_was_drawn_is_drawn_again_after_a_reload(steps):
     replay = ReplayBuffer(steps.fields, 3 * 20, 3, seed=4)
     steps.fill(replay, 0, 33)
     batches = replay.batches(4, 5, ahead=2)
-    assert batches.drawn().shape == (0, 4, 2)
+    assert batches.pending().shape == (0, 4, 2)
     batches.next()
-    assert batches.drawn(with_last=True).shape == (3, 4, 2)
-    state, under_way = replay.state_dict(), batches.drawn()
+    assert batches.pending(with_last=True).shape == (3, 4, 2)
+    state, under_way = replay.state_dict(), batches.pending()
     assert under_way.shape == (2, 4, 2)
     loaded = ReplayBuffer(steps.fields, 3 * 20, 3, seed=9)
     loaded.load_state_dict(state)
     others = loaded.batches(4, 5, ahead=2)
-    assert others.redraw(under_way)
+    assert others.resume(under_way)
     for _ in range(5):
         expected, drawn = batches.next(), others.next()
         for name, array in expected.items():
@@ -92,10 +92,10 @@ def test_what_was_drawn_is_drawn_again_after_a_reload(steps):
 def test_what_is_no_longer_held_is_not_drawn_again(replay, steps):
     batches = replay.batches(4, 5, ahead=2)
     batches.next()
-    under_way = batches.drawn()
+    under_way = batches.pending()
     steps.fill(replay, 30, 60)
     fresh = replay.batches(4, 5, ahead=2)
-    assert not fresh.redraw(under_way)
+    assert not fresh.resume(under_way)
     steps.check(fresh.next(), 30, 60)
 
 
@@ -104,10 +104,10 @@ def test_windows_of_another_shape_are_refused(replay, shape):
     batches = replay.batches(4, 5, ahead=2)
     windows = np.zeros(shape, np.uint64)
     if len(shape) == 3 and shape[-1] == 2:
-        assert not batches.redraw(windows)
+        assert not batches.resume(windows)
     else:
         with pytest.raises(ValueError, match=r"windows must have shape"):
-            batches.redraw(windows)
+            batches.resume(windows)
 
 
 def test_closing_ends_a_wait_in_another_thread(replay):

@@ -46,15 +46,15 @@ def test_batches_arrive_as_they_were_drawn(replay, steps, device, ahead):
 @pytest.mark.parametrize("device", DEVICES)
 def test_another_prefetcher_goes_on_where_the_first_stopped(replay, steps, device):
     first = prefetcher(replay, 2, device)
-    assert first.under_way().shape == (0, 4, 2)
+    assert first.pending().shape == (0, 4, 2)
     for _ in range(3):
         first.next()
-    state, windows = replay.state_dict(), first.under_way()
+    state, windows = replay.state_dict(), first.pending()
     loaded = ReplayBuffer(steps.fields, 3 * 40, 3, seed=7)
     loaded.load_state_dict(state)
     second = prefetcher(loaded, 2, device)
     assert second.resume(windows)
-    np.testing.assert_array_equal(second.under_way(), windows)
+    np.testing.assert_array_equal(second.pending(), windows)
     for _ in range(6):
         expected, batch = first.next(), second.next()
         for name, tensor in expected.items():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from mudreamer_fast.replay import ReplayBuffer
-from mudreamer_fast.replay.reference import NumpyReplay, SplitMix64
+from mudreamer_fast.replay.twin import NumpyReplay, SplitMix64
 
 SEEDS = st.integers(0, 2**64 - 1)
 
