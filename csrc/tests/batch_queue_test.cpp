@@ -22,12 +22,13 @@ constexpr std::size_t kStreams = 3;
 constexpr std::size_t kBatch = 6;
 constexpr std::size_t kLength = 4;
 
-ReplayStore make_store(std::size_t capacity, std::uint64_t seed = 1) {
+ReplayStore make_store(std::size_t capacity, std::uint64_t seed = 1, std::size_t spare_steps = 1) {
   replay::ReplayOptions options;
   options.streams = kStreams;
   options.capacity_steps = capacity;
   options.seed = seed;
   options.threads = 2;
+  options.spare_steps = spare_steps;
   return ReplayStore(steps::fields(), steps::kFirst, options);
 }
 
@@ -122,7 +123,7 @@ TEST(what_was_drawn_can_be_drawn_again) {
 }
 
 TEST(draws_from_a_view_do_not_see_what_is_added_since) {
-  ReplayStore store(steps::fields(), steps::kFirst, kStreams, 9, 1, 2, 0, 30);
+  ReplayStore store = make_store(9, 1, 30);
   ReplayStore twin = make_store(9);
   fill(store, 0, 9);
   fill(twin, 0, 9);
