@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,20 @@ def test_report_gives_each_part_and_contender_a_row(
         "| act: render | 3 ms | 2 ms to 4 ms | 7 |",
         "| sample: one ahead | 60 us | 1.5 (1.25 to 1.75) over memcpy | 7 |",
     ]
+
+
+def test_report_reads_what_pytest_benchmark_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "def test_it(benchmark): benchmark.pedantic(sum, ([1, 2],), rounds=3)"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "--benchmark-json=it.json", "test_it.py"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert main([str(tmp_path / "it.json")]) == 0
+    machine, _, *_, row = printed(capsys)
+    assert re.fullmatch(r".+; Python 3\.[\d.]+; commit \S+", machine)
+    assert re.fullmatch(r"\| test_it \| \S+ \ws \| \S+ \ws to \S+ \ws \| 3 \|", row)
 
 
 @pytest.mark.parametrize(
