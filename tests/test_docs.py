@@ -44,6 +44,13 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= MOST_WORDS
 
 
+def test_results_in_the_readme_stand_between_markers_of_their_own() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    begin, end = (f"<!-- results: {place} -->" for place in ("begin", "end"))
+    assert lines.count(begin) == lines.count(end) == 1
+    assert lines.index(begin) < lines.index(end)
+
+
 def test_pages_are_reached_from_the_readme() -> None:
     reached = {(ROOT / target).resolve() for target in links((ROOT / "README.md").read_text())}
     pages = {path.resolve() for path in (ROOT / "docs").glob("*.md")}
