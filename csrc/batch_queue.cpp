@@ -14,9 +14,8 @@ constexpr const char* kClosed = "this queue of batches is closed";
 
 }  // namespace
 
-BatchQueue::BatchQueue(ReplayStore& store, std::size_t batch, std::size_t length,
-                       std::vector<Slot> slots)
-    : store_(store), batch_(batch), length_(length), slots_(std::move(slots)), process_(getpid()) {
+BatchQueue::BatchQueue(ReplayStore& store, const BatchShape& shape, std::vector<Slot> slots)
+    : store_(store), shape_(shape), slots_(std::move(slots)), process_(getpid()) {
   if (slots_.empty()) throw std::invalid_argument("a queue needs room for at least one batch");
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) free_.push_back(slot);
   worker_ = std::thread([this] { work(); });
@@ -49,7 +48,7 @@ std::size_t BatchQueue::next() {
   const std::lock_guard calling(calls_);
   // Drawn without mutex_: a draw may have to wait for somebody who waits for the worker.
   std::vector<Draw> draws(require_open());
-  for (Draw& draw : draws) draw = store_.draw(batch_, length_, view_ ? &*view_ : nullptr);
+  for (Draw& draw : draws) draw = store_.draw(shape_, view_ ? &*view_ : nullptr);
   std::unique_lock lock(mutex_);
   if (in_hand_) {
     free_.push_back(in_hand_->slot);
@@ -79,20 +78,22 @@ void BatchQueue::release_view() {
 
 std::vector<std::vector<Window>> BatchQueue::pending(bool with_last) const {
   const std::lock_guard lock(mutex_);
-  std::vector<std::vector<Window>> found;
-  if (with_last && in_hand_) found.push_back(in_hand_->draw.windows);
-  for (const Job& job : jobs_) found.push_back(job.draw.windows);
-  return found;
+  std::vector<std::vector<Window>> batches;
+  if (with_last && in_hand_) batches.push_back(in_hand_->draw.windows);
+  for (const Job& job : jobs_) batches.push_back(job.draw.windows);
+  return batches;
 }
 
 bool BatchQueue::resume(std::vector<std::vector<Window>> batches) {
   require_own_process();
   const std::lock_guard calling(calls_);
   if (batches.size() > require_open()) return false;
-  std::vector<Draw> draws(batches.size());
-  for (std::size_t i = 0; i < batches.size(); ++i) {
-    if (batches[i].size() != batch_) return false;
-    if (!store_.resume_draw(std::move(batches[i]), length_, &draws[i])) return false;
+  std::vector<Draw> draws;
+  for (std::vector<Window>& windows : batches) {
+    if (windows.size() != shape_.batch_size) return false;
+    std::optional<Draw> draw = store_.resume_draw(std::move(windows), shape_.length);
+    if (!draw) return false;
+    draws.push_back(std::move(*draw));
   }
   const std::lock_guard lock(mutex_);
   start(std::move(draws));

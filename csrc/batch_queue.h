@@ -38,7 +38,7 @@ class BatchQueue {
   };
 
   // Keeps one batch fewer ahead than there are slots: the last is the caller's.
-  BatchQueue(ReplayStore& store, std::size_t batch, std::size_t length, std::vector<Slot> slots);
+  BatchQueue(ReplayStore& store, const BatchShape& shape, std::vector<Slot> slots);
   ~BatchQueue();
   BatchQueue(const BatchQueue&) = delete;
   BatchQueue& operator=(const BatchQueue&) = delete;
@@ -76,8 +76,7 @@ class BatchQueue {
   void require_own_process() const;
 
   ReplayStore& store_;
-  const std::size_t batch_;
-  const std::size_t length_;
+  const BatchShape shape_;
   const std::vector<Slot> slots_;
   const pid_t process_;
 

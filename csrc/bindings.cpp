@@ -28,10 +28,13 @@ namespace py = pybind11;
 namespace {
 
 using replay::BatchQueue;
+using replay::BatchShape;
 using replay::DType;
 using replay::FieldSpec;
+using replay::Progress;
 using replay::ReplayOptions;
 using replay::ReplayStore;
+using replay::SegmentPart;
 using replay::Window;
 using Shape = std::vector<std::size_t>;
 
@@ -55,6 +58,10 @@ std::size_t positive(const char* what, std::int64_t value) {
                                 std::to_string(value));
   }
   return static_cast<std::size_t>(value);
+}
+
+BatchShape batch_shape(std::int64_t batch_size, std::int64_t length) {
+  return {positive("batch_size", batch_size), positive("length", length)};
 }
 
 std::string describe(const py::handle& value) { return py::repr(value).cast<std::string>(); }
@@ -172,16 +179,18 @@ class Columns {
 using Handles = py::array_t<std::uint64_t>;
 
 // The memory of an array of handles, or null for none.
-std::uint64_t* handles_of(const py::object& value, const Shape& shape) {
+std::uint64_t* handles_of(const py::object& value, const BatchShape& batch) {
   if (value.is_none()) return nullptr;
-  const char* expected = "handles must be a C-contiguous, writeable numpy array of uint64, shape ";
-  const std::string wanted = expected + describe(py::tuple(py::cast(shape)));
-  if (!py::isinstance<py::array>(value)) throw std::invalid_argument(wanted);
+  const Shape shape = {batch.batch_size, batch.length};
+  const std::string expected =
+      "handles must be a C-contiguous, writeable numpy array of uint64, shape " +
+      describe(py::tuple(py::cast(shape)));
+  if (!py::isinstance<py::array>(value)) throw std::invalid_argument(expected);
   auto array = py::reinterpret_borrow<py::array>(value);
   const Shape actual(array.shape(), array.shape() + array.ndim());
   if (!array.dtype().equal(py::dtype::of<std::uint64_t>()) || actual != shape ||
       (array.flags() & py::array::c_style) == 0 || !array.writeable()) {
-    throw std::invalid_argument(wanted);
+    throw std::invalid_argument(expected);
   }
   return static_cast<std::uint64_t*>(array.mutable_data());
 }
@@ -230,13 +239,13 @@ class Replay {
     store_.add(columns.readable());
   }
 
-  void sample(std::int64_t batch, std::int64_t length, const py::dict& outputs,
+  void sample(std::int64_t batch_size, std::int64_t length, const py::dict& outputs,
               const py::object& handles) {
-    const Shape leading = {positive("batch", batch), positive("length", length)};
-    const Columns columns = output_columns(outputs, leading);
-    std::uint64_t* named = handles_of(handles, leading);
+    const BatchShape shape = batch_shape(batch_size, length);
+    const Columns columns = output_columns(outputs, shape);
+    std::uint64_t* handles_output = handles_of(handles, shape);
     const py::gil_scoped_release unlocked;
-    store_.sample(leading[0], leading[1], columns.writable(), named);
+    store_.sample(shape, columns.writable(), handles_output);
   }
 
   py::array_t<bool> write_back(const py::array_t<std::uint64_t, py::array::c_style>& handles,
@@ -255,23 +264,19 @@ class Replay {
     return written;
   }
 
-  std::optional<std::pair<std::uint64_t, std::uint64_t>> snapshot(std::size_t steps,
-                                                                  const py::dict& outputs) {
+  std::optional<Progress> snapshot(std::size_t steps, const py::dict& outputs) {
     const Columns columns(store_.fields(), py_fields_, outputs, {store_.streams(), steps},
                           Columns::Access::kWrite);
     columns.require_disjoint(store_.fields(), store_.streams() * steps);
     const py::gil_scoped_release unlocked;
-    ReplayStore::Marks marks;
-    if (!store_.snapshot(steps, columns.writable(), &marks)) return std::nullopt;
-    return std::pair(marks.steps_added, marks.generator);
+    return store_.snapshot(steps, columns.writable());
   }
 
-  void restore(std::size_t steps, const py::dict& contents, std::uint64_t steps_added,
-               std::uint64_t generator) {
+  void restore(std::size_t steps, const py::dict& contents, const Progress& progress) {
     const Columns columns(store_.fields(), py_fields_, contents, {store_.streams(), steps},
                           Columns::Access::kRead);
     const py::gil_scoped_release unlocked;
-    store_.restore(steps, columns.readable(), {steps_added, generator});
+    store_.restore(steps, columns.readable(), progress);
   }
 
   std::size_t steps() const {
@@ -291,11 +296,9 @@ class Replay {
 
   std::size_t step_bytes() const { return store_.step_bytes(); }
 
-  std::tuple<std::uint64_t, std::size_t, std::uint32_t> write_segment(std::uint64_t step,
-                                                                      const std::string& path) {
+  std::optional<SegmentPart> write_segment(std::uint64_t step, const std::string& path) {
     const py::gil_scoped_release unlocked;
-    const ReplayStore::SegmentPart part = store_.write_segment(step, path);
-    return {part.first, part.steps, part.checksum};
+    return store_.write_segment(step, path);
   }
 
   void map_segment(std::uint64_t step, const std::string& path) {
@@ -303,21 +306,21 @@ class Replay {
     store_.map_segment(step, path);
   }
 
-  void load_segment(std::uint64_t first, std::size_t steps, std::uint32_t checksum,
-                    const std::string& path, bool mark_first) {
+  void load_segment(const SegmentPart& part, const std::string& path, bool mark_first) {
     const py::gil_scoped_release unlocked;
-    store_.load_segment({first, steps, checksum}, path, mark_first);
+    store_.load_segment(part, path, mark_first);
   }
 
-  void resume(std::uint64_t begin, std::uint64_t steps_added, std::uint64_t generator) {
+  void resume(std::uint64_t begin, const Progress& progress) {
     const py::gil_scoped_release unlocked;
-    store_.resume(begin, {steps_added, generator});
+    store_.resume(begin, progress);
   }
 
   // The arrays of a batch, disjoint and writeable.
-  Columns output_columns(const py::dict& outputs, const Shape& leading) const {
-    Columns columns(store_.fields(), py_fields_, outputs, leading, Columns::Access::kWrite);
-    columns.require_disjoint(store_.fields(), leading[0] * leading[1]);
+  Columns output_columns(const py::dict& outputs, const BatchShape& shape) const {
+    Columns columns(store_.fields(), py_fields_, outputs, {shape.batch_size, shape.length},
+                    Columns::Access::kWrite);
+    columns.require_disjoint(store_.fields(), shape.batch_size * shape.length);
     return columns;
   }
 
@@ -351,24 +354,23 @@ class Replay {
 
 class Queue {
  public:
-  Queue(Replay& replay, std::int64_t batch, std::int64_t length,
-        const std::vector<py::dict>& outputs, const std::vector<py::object>& handles)
-      : batch_(positive("batch", batch)) {
-    const Shape leading = {batch_, positive("length", length)};
+  Queue(Replay& replay, const BatchShape& shape, const std::vector<py::dict>& outputs,
+        const std::vector<py::object>& handles)
+      : batch_size_(shape.batch_size) {
     if (handles.size() != outputs.size()) {
       throw std::invalid_argument("handles must be given, or None, for each of the outputs");
     }
     std::vector<BatchQueue::Slot> slots;
     for (std::size_t i = 0; i < outputs.size(); ++i) {
-      columns_.push_back(replay.output_columns(outputs[i], leading));
+      columns_.push_back(replay.output_columns(outputs[i], shape));
       slots.emplace_back();
       for (std::size_t field = 0; field < replay.store().fields().size(); ++field) {
         slots.back().outputs.push_back(columns_.back().writable()[field]);
       }
-      slots.back().handles = handles_of(handles[i], leading);
+      slots.back().handles = handles_of(handles[i], shape);
       handles_.push_back(handles[i]);
     }
-    queue_ = std::make_unique<BatchQueue>(replay.store(), leading[0], leading[1], slots);
+    queue_ = std::make_unique<BatchQueue>(replay.store(), shape, slots);
   }
 
   ~Queue() {
@@ -398,7 +400,7 @@ class Queue {
       const py::gil_scoped_release unlocked;
       batches = queue_->pending(with_last);
     }
-    return windows_to_array(batches, batch_);
+    return windows_to_array(batches, batch_size_);
   }
 
   bool resume(const py::array_t<std::uint64_t, py::array::c_style>& windows) {
@@ -413,16 +415,31 @@ class Queue {
   }
 
  private:
-  std::size_t batch_;
+  std::size_t batch_size_;
   std::vector<Columns> columns_;  // keeps the arrays alive
   std::vector<py::object> handles_;
   std::unique_ptr<BatchQueue> queue_;
 };
 
-}  // namespace
+void bind_structs(py::module_& module) {
+  py::class_<Progress>(module, "Progress")
+      .def(py::init([](std::uint64_t steps_added, std::uint64_t generator) {
+             return Progress{steps_added, generator};
+           }),
+           py::kw_only(), py::arg("steps_added"), py::arg("generator"))
+      .def_readonly("steps_added", &Progress::steps_added)
+      .def_readonly("generator", &Progress::generator);
+  py::class_<SegmentPart>(module, "SegmentPart")
+      .def(py::init([](std::uint64_t first, std::size_t steps, std::uint32_t checksum) {
+             return SegmentPart{first, steps, checksum};
+           }),
+           py::kw_only(), py::arg("first"), py::arg("steps"), py::arg("checksum"))
+      .def_readonly("first", &SegmentPart::first)
+      .def_readonly("steps", &SegmentPart::steps)
+      .def_readonly("checksum", &SegmentPart::checksum);
+}
 
-PYBIND11_MODULE(_replay, module) {
-  module.doc() = "Storage and sampling of replayed steps; use mudreamer_fast.replay.";
+void bind_store(py::module_& module) {
   py::class_<Replay>(module, "Replay")
       .def(py::init([](const std::vector<Replay::Field>& fields, std::int64_t streams,
                        std::int64_t capacity_steps, std::uint64_t seed, std::int64_t threads,
@@ -439,31 +456,45 @@ PYBIND11_MODULE(_replay, module) {
            py::arg("fields"), py::kw_only(), py::arg("streams"), py::arg("capacity_steps"),
            py::arg("seed"), py::arg("threads"), py::arg("spare_steps"), py::arg("segment_steps"))
       .def("add", &Replay::add, py::arg("step"))
-      .def("sample", &Replay::sample, py::arg("batch"), py::arg("length"), py::arg("outputs"),
-           py::arg("handles"))
+      .def("sample", &Replay::sample, py::kw_only(), py::arg("batch_size"), py::arg("length"),
+           py::arg("outputs"), py::arg("handles"))
       .def("write_back", &Replay::write_back, py::arg("handles").noconvert(), py::arg("values"))
       .def("snapshot", &Replay::snapshot, py::arg("steps"), py::arg("outputs"))
-      .def("restore", &Replay::restore, py::arg("steps"), py::arg("contents"),
-           py::arg("steps_added"), py::arg("generator"))
+      .def("restore", &Replay::restore, py::arg("steps"), py::arg("contents"), py::arg("progress"))
       .def("write_segment", &Replay::write_segment, py::arg("step"), py::arg("path"))
       .def("map_segment", &Replay::map_segment, py::arg("step"), py::arg("path"))
-      .def("load_segment", &Replay::load_segment, py::arg("first"), py::arg("steps"),
-           py::arg("checksum"), py::arg("path"), py::arg("mark_first"))
-      .def("resume", &Replay::resume, py::arg("begin"), py::arg("steps_added"),
-           py::arg("generator"))
+      .def("load_segment", &Replay::load_segment, py::arg("part"), py::arg("path"), py::kw_only(),
+           py::arg("mark_first"))
+      .def("resume", &Replay::resume, py::arg("begin"), py::arg("progress"))
       .def_property_readonly("steps", &Replay::steps)
       .def_property_readonly("steps_added", &Replay::steps_added)
       .def_property_readonly("generator", &Replay::generator)
       .def_property_readonly("step_bytes", &Replay::step_bytes);
+}
+
+void bind_queue(py::module_& module) {
   py::class_<Queue>(module, "BatchQueue")
-      .def(py::init<Replay&, std::int64_t, std::int64_t, const std::vector<py::dict>&,
-                    const std::vector<py::object>&>(),
-           py::keep_alive<1, 2>(), py::arg("replay"), py::arg("batch"), py::arg("length"),
-           py::arg("outputs"), py::arg("handles"))
+      .def(py::init([](Replay& replay, std::int64_t batch_size, std::int64_t length,
+                       const std::vector<py::dict>& outputs,
+                       const std::vector<py::object>& handles) {
+             return std::make_unique<Queue>(replay, batch_shape(batch_size, length), outputs,
+                                            handles);
+           }),
+           py::keep_alive<1, 2>(), py::arg("replay"), py::kw_only(), py::arg("batch_size"),
+           py::arg("length"), py::arg("outputs"), py::arg("handles"))
       .def("next", &Queue::next)
       .def("hold_view", &Queue::hold_view)
       .def("release_view", &Queue::release_view)
       .def("pending", &Queue::pending, py::arg("with_last"))
       .def("resume", &Queue::resume, py::arg("windows"))
       .def("close", &Queue::close);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_replay, module) {
+  module.doc() = "Storage and sampling of replayed steps; use mudreamer_fast.replay.";
+  bind_structs(module);
+  bind_store(module);
+  bind_queue(module);
 }

@@ -72,8 +72,7 @@ struct Draw {
 
 // The steps [begin, end) that were held at one moment; they stay for as long as this lives.
 struct View {
-  std::uint64_t begin = 0;
-  std::uint64_t end = 0;
+  StepRange steps;
   Claim claim;
 };
 
@@ -90,14 +89,21 @@ struct ReplayOptions {
   std::optional<std::size_t> segment_steps;
 };
 
+// How far a store has got: what a snapshot holds besides the contents.
+struct Progress {
+  std::uint64_t steps_added = 0;  // to each stream since the store was new
+  std::uint64_t generator = 0;    // the sampler's state
+};
+
+// What a file holds of a segment: all steps from the first that is held.
+struct SegmentPart {
+  std::uint64_t first = 0;  // number of its first step
+  std::size_t steps = 0;    // at least 1
+  std::uint32_t checksum = 0;
+};
+
 class ReplayStore {
  public:
-  // What a snapshot holds beside the contents.
-  struct Marks {
-    std::uint64_t steps_added = 0;  // added to each stream since it was new
-    std::uint64_t generator = 0;
-  };
-
   // `first_field` is the index of the boolean scalar that a batch has set on the first step of
   // every window.
   ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field, const ReplayOptions& options);
@@ -108,17 +114,16 @@ class ReplayStore {
 
   // What is held now.
   View view();
-  // Draws `batch` windows of `length` steps from a view, or from what is held now, and claims them.
-  Draw draw(std::size_t batch, std::size_t length, const View* view = nullptr);
-  // Claims windows that were drawn before. False where one of them is not held (any more).
-  bool resume_draw(std::vector<Window> windows, std::size_t length, Draw* draw);
+  // Draws windows from a view, or from what is held now where `view` is null, and claims them.
+  Draw draw(const BatchShape& shape, const View* view = nullptr);
+  // Claims windows that were drawn before. Empty where one of them is not held (any more).
+  std::optional<Draw> resume_draw(std::vector<Window> windows, std::size_t length);
   // Copies a draw out (layout as in gather.h), the first step of each window marked as first; the
-  // contents keep their own marks. `handles`, if not null, takes batch * length numbers that name
-  // the steps to write_back.
+  // contents keep their own marks. `handles`, if not null, takes batch_size * length numbers that
+  // name the steps to write_back.
   void copy(const Draw& draw, std::byte* const* outputs, std::uint64_t* handles) const;
   // The two in one.
-  void sample(std::size_t batch, std::size_t length, std::byte* const* outputs,
-              std::uint64_t* handles = nullptr);
+  void sample(const BatchShape& shape, std::byte* const* outputs, std::uint64_t* handles = nullptr);
 
   // Overwrites fields of single steps, in memory only: files are written once. values[f] points to
   // `count` steps of field f, or is null where that field stays. written[i] says whether step
@@ -129,23 +134,17 @@ class ReplayStore {
                   bool* written);
 
   // Copies all contents, outputs[f] being an array of shape (streams, steps, ...) in order of age,
-  // and the marks that belong to them. Does nothing and returns false where the streams do not
-  // hold `steps` steps (any more): size the outputs by steps() and try again.
-  bool snapshot(std::size_t steps, std::byte* const* outputs, Marks* marks);
+  // and returns the progress that belongs to them. Empty, with nothing copied, where the streams do
+  // not hold `steps` steps (any more): size the outputs by steps() and try again.
+  std::optional<Progress> snapshot(std::size_t steps, std::byte* const* outputs);
 
   // Replaces the contents by the newest that fit of those in columns[f], of shape
-  // (streams, steps, ...), and takes over the marks.
-  void restore(std::size_t steps, const std::byte* const* columns, const Marks& marks);
+  // (streams, steps, ...), and takes over the progress.
+  void restore(std::size_t steps, const std::byte* const* columns, const Progress& progress);
 
-  // A file of the steps that are held of one segment, from the first to the newest there is.
-  struct SegmentPart {
-    std::uint64_t first = 0;  // number of its first step
-    std::size_t steps = 0;    // 0: nothing of the segment is held
-    std::uint32_t checksum = 0;
-  };
-
-  // Writes the part that is held of the segment of step number `step`, and syncs the file.
-  SegmentPart write_segment(std::uint64_t step, const std::string& path);
+  // Writes the part that is held of the segment of step number `step`, and syncs the file. Empty,
+  // with no file written, where nothing of the segment is held.
+  std::optional<SegmentPart> write_segment(std::uint64_t step, const std::string& path);
   // Puts a file that write_segment wrote in the place of a segment's memory, unless the segment is
   // not full yet, or not held whole any more. What was written back since is lost.
   void map_segment(std::uint64_t step, const std::string& path);
@@ -153,7 +152,7 @@ class ReplayStore {
   // where it holds a whole segment. `mark_first` marks its first step as first.
   void load_segment(const SegmentPart& part, const std::string& path, bool mark_first);
   // Says which steps were loaded, of which the newest that fit are kept, and sets the generator.
-  void resume(std::uint64_t begin, const Marks& marks);
+  void resume(std::uint64_t begin, const Progress& progress);
 
   // Steps held by each stream, and added to each since it was new.
   std::size_t steps() const;
@@ -162,8 +161,6 @@ class ReplayStore {
 
   const std::vector<FieldSpec>& fields() const { return fields_; }
   std::size_t streams() const { return ring_.streams(); }
-  std::size_t capacity() const { return capacity_; }
-  std::size_t segment_steps() const { return ring_.segment_steps(); }
   // Bytes of one step of one stream, over all fields.
   std::size_t step_bytes() const;
 
@@ -175,6 +172,8 @@ class ReplayStore {
   void await_claims(std::unique_lock<std::mutex>& lock, std::uint64_t step);
   // Where the `steps` steps from `first` on, all of one segment, stand in memory and in a file.
   std::vector<Span> spans(std::uint64_t first, std::size_t steps);
+  // With mutex_ held: the newest step is the one before `end`.
+  void advance_to(std::uint64_t end);
   void require_segments() const;
 
   // Holds mutex_ with no claim left; no other is given meanwhile.
@@ -199,8 +198,7 @@ class ReplayStore {
   mutable std::mutex mutex_;  // guards all below
   std::condition_variable released_;
   SequenceSampler sampler_;
-  std::uint64_t begin_ = 0;  // steps [begin_, end_) are held
-  std::uint64_t end_ = 0;
+  StepRange held_;
   std::size_t alone_ = 0;                // calls that wait to be alone, or are
   std::multiset<std::uint64_t> claims_;  // the oldest step of each
   pid_t claims_process_;

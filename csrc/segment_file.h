@@ -34,6 +34,7 @@ class OpenFile {
   OpenFile(const OpenFile&) = delete;
   OpenFile& operator=(const OpenFile&) = delete;
 
+  const std::string& path() const { return path_; }
   int descriptor() const { return descriptor_; }
   std::size_t bytes() const;
 
@@ -51,9 +52,12 @@ std::uint32_t write_segment_file(const std::string& path, const std::vector<Span
                                  std::size_t file_bytes);
 
 // Fills the spans from a file that must have `file_bytes` bytes and that checksum. On an error
-// their contents are undefined. Where `keep` is false they are only checked, and data is not used.
-void read_segment_file(const OpenFile& file, const std::string& path,
-                       const std::vector<Span>& spans, std::size_t file_bytes,
-                       std::uint32_t expected_checksum, bool keep);
+// their contents are undefined.
+void read_segment_file(const OpenFile& file, const std::vector<Span>& spans, std::size_t file_bytes,
+                       std::uint32_t expected_checksum);
+
+// Throws what read_segment_file would, and leaves the spans' memory alone.
+void check_segment_file(const OpenFile& file, const std::vector<Span>& spans,
+                        std::size_t file_bytes, std::uint32_t expected_checksum);
 
 }  // namespace replay

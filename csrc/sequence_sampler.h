@@ -22,6 +22,20 @@ struct Window {
   std::uint64_t start = 0;
 };
 
+// The step numbers [begin, end).
+struct StepRange {
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+
+  std::uint64_t size() const { return end - begin; }
+};
+
+// The number of a batch's windows, B, and their length, T.
+struct BatchShape {
+  std::size_t batch_size = 0;
+  std::size_t length = 0;
+};
+
 // SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014): one
 // word of state, so saving it is saving one number.
 class SplitMix64 {
@@ -44,10 +58,8 @@ class SequenceSampler {
  public:
   explicit SequenceSampler(std::uint64_t seed) : generator_(seed) {}
 
-  // Draws `count` windows of `length` steps from `streams` streams, all of which hold the steps
-  // [begin, end).
-  std::vector<Window> draw(std::size_t streams, std::uint64_t begin, std::uint64_t end,
-                           std::size_t length, std::size_t count);
+  // Draws a batch of windows from `streams` streams, all of which hold the same steps.
+  std::vector<Window> draw(std::size_t streams, const StepRange& held, const BatchShape& shape);
 
   // The generator, to save and to put back: equal states draw equal windows.
   std::uint64_t state() const { return generator_.state(); }

@@ -26,12 +26,16 @@
 
 namespace replay {
 
+// The extents of a ring; each is at least 1.
+struct RingShape {
+  std::size_t streams = 0;
+  std::size_t slots = 0;          // of each stream
+  std::size_t segment_steps = 0;  // divides slots
+};
+
 class StepRing {
  public:
-  // `slots` (at least 1) for the steps of `streams` (at least 1) streams, in segments of
-  // `segment_steps`, which divides `slots`.
-  StepRing(const std::vector<FieldSpec>& fields, std::size_t streams, std::size_t slots,
-           std::size_t segment_steps);
+  StepRing(const std::vector<FieldSpec>& fields, const RingShape& shape);
 
   // Copies step number `step` of all streams in: columns[f] points to the first stream's step of
   // field f, the next stream's stands `stride_steps` steps behind it.
@@ -51,7 +55,8 @@ class StepRing {
   void pieces(std::size_t field, std::size_t stream, std::uint64_t step, std::size_t count,
               const Visit& visit) const {
     while (count > 0) {
-      const auto until_end = static_cast<std::size_t>(segment_steps_ - step % segment_steps_);
+      const auto until_end =
+          static_cast<std::size_t>(shape_.segment_steps - step % shape_.segment_steps);
       const std::size_t here = std::min(count, until_end);
       visit(at(field, stream, step), here * step_bytes_[field]);
       step += here;
@@ -61,34 +66,33 @@ class StepRing {
 
   // Makes the segment that step number `step` stands in plain memory, or that file's contents.
   void clear_segment(std::uint64_t step) { memory_.clear(segment_offset(step), segment_bytes_); }
-  void map_segment(std::uint64_t step, int descriptor, std::size_t file_offset) {
-    memory_.map_file(segment_offset(step), segment_bytes_, descriptor, file_offset);
+  void map_segment(std::uint64_t step, int descriptor) {
+    memory_.map_file(segment_offset(step), segment_bytes_, descriptor, 0);
   }
 
+  const RingShape& shape() const { return shape_; }
   std::size_t fields() const { return step_bytes_.size(); }
-  std::size_t streams() const { return streams_; }
-  std::size_t slots() const { return slots_; }
-  std::size_t segment_steps() const { return segment_steps_; }
+  std::size_t streams() const { return shape_.streams; }
+  std::size_t slots() const { return shape_.slots; }
+  std::size_t segment_steps() const { return shape_.segment_steps; }
   // A multiple of kPageBytes, padding included.
   std::size_t segment_bytes() const { return segment_bytes_; }
   std::size_t step_bytes(std::size_t field) const { return step_bytes_[field]; }
   // Where a step stands from the beginning of its segment.
   std::size_t offset_in_segment(std::size_t field, std::size_t stream, std::uint64_t step) const {
-    const auto within = static_cast<std::size_t>(step % segment_steps_);
-    return field_offset_[field] + (stream * segment_steps_ + within) * step_bytes_[field];
+    const auto within = static_cast<std::size_t>(step % shape_.segment_steps);
+    return field_offset_[field] + (stream * shape_.segment_steps + within) * step_bytes_[field];
   }
 
  private:
   std::size_t segment_offset(std::uint64_t step) const {
-    return static_cast<std::size_t>(step % slots_ / segment_steps_) * segment_bytes_;
+    return static_cast<std::size_t>(step % shape_.slots / shape_.segment_steps) * segment_bytes_;
   }
   std::size_t offset(std::size_t field, std::size_t stream, std::uint64_t step) const {
     return segment_offset(step) + offset_in_segment(field, stream, step);
   }
 
-  std::size_t streams_;
-  std::size_t slots_;
-  std::size_t segment_steps_;
+  RingShape shape_;
   std::vector<std::size_t> step_bytes_;
   std::vector<std::size_t> field_offset_;
   std::size_t segment_bytes_;

@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mudreamer_fast._replay import Progress
+
 Batch: TypeAlias = dict[str, NDArray[Any]]
 """Arrays of shape (B, T, *shape) by field name."""
 
@@ -137,7 +139,7 @@ def check_handles(out: Batch, handles: bool, shape: tuple[int, ...]) -> NDArray[
     return named
 
 
-def unpack_state(state: Mapping[str, Any], num_streams: int) -> tuple[Batch, int, int, int]:
+def unpack_state(state: Mapping[str, Any], num_streams: int) -> tuple[Batch, int, Progress]:
     """Check what a replay's `state_dict` returned, but for the arrays themselves.
 
     Args:
@@ -145,8 +147,7 @@ def unpack_state(state: Mapping[str, Any], num_streams: int) -> tuple[Batch, int
         num_streams: streams of the buffer that it is loaded into.
 
     Returns:
-        The arrays by field, the steps that each stream holds in them, the steps added to each
-        stream, and the generator's state.
+        The arrays by field, the steps that each stream holds in them, and the progress.
 
     Raises:
         ValueError: an entry is missing, out of range, or of another number of streams.
@@ -164,4 +165,5 @@ def unpack_state(state: Mapping[str, Any], num_streams: int) -> tuple[Batch, int
         raise ValueError(
             f"the replay state holds {state['steps']} steps of {state['steps_added']} added"
         )
-    return dict(state["fields"]), state["steps"], state["steps_added"], state["generator"]
+    progress = Progress(steps_added=state["steps_added"], generator=state["generator"])
+    return dict(state["fields"]), state["steps"], progress

@@ -32,7 +32,9 @@ class Batches:
     ) -> None:
         self._slots = [layout.empty(*sizes, allocate=allocate) for _ in range(ahead + 1)]
         names = [allocate(sizes, np.uint64) if handles else None for _ in self._slots]
-        self._queue = BatchQueue(store, *sizes, self._slots, names)
+        self._queue = BatchQueue(
+            store, batch_size=sizes[0], length=sizes[1], outputs=self._slots, handles=names
+        )
         self._batches = [
             slot if name is None else {**slot, HANDLE: name}
             for slot, name in zip(self._slots, names, strict=True)

@@ -165,7 +165,7 @@ class ReplayBuffer:
                 out[HANDLE] = np.empty((batch_size, length), np.uint64)
         arrays = dict(out)
         named = check_handles(arrays, handles, (batch_size, length))
-        self._store.sample(batch_size, length, arrays, named)
+        self._store.sample(batch_size=batch_size, length=length, outputs=arrays, handles=named)
         return out
 
     def batches(
@@ -234,15 +234,15 @@ class ReplayBuffer:
         while True:
             steps = self._store.steps
             contents = self._layout.empty(self._layout.num_streams, steps, allocate=allocate)
-            marks = self._store.snapshot(steps, contents)
-            if marks is not None:  # else another thread added a step in between
+            progress = self._store.snapshot(steps, contents)
+            if progress is not None:  # else another thread added a step in between
                 break
         return {
             "fields": contents,
             "num_streams": self._layout.num_streams,
             "steps": steps,
-            "steps_added": marks[0],
-            "generator": marks[1],
+            "steps_added": progress.steps_added,
+            "generator": progress.generator,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -254,8 +254,8 @@ class ReplayBuffer:
         Raises:
             ValueError: an entry is missing or does not fit this buffer.
         """
-        contents, steps, steps_added, generator = unpack_state(state, self._layout.num_streams)
-        self._store.restore(steps, contents, steps_added, generator)
+        contents, steps, progress = unpack_state(state, self._layout.num_streams)
+        self._store.restore(steps, contents, progress)
         if self._storage is not None:
             self._storage.forget()
 

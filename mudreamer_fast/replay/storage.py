@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mudreamer_fast._replay import Replay
+from mudreamer_fast._replay import Progress, Replay, SegmentPart
 from mudreamer_fast.disk.manifest import ManifestError, read_manifest, write_manifest
 from mudreamer_fast.replay.batch import Layout
 
@@ -108,7 +108,8 @@ class Storage:
             mark = segment.after_gap or gap
             path = self._folder / segment.file
             try:
-                store.load_segment(first, segment.steps, segment.checksum, str(path), mark)
+                part = SegmentPart(first=first, steps=segment.steps, checksum=segment.checksum)
+                store.load_segment(part, str(path), mark_first=mark)
             except RuntimeError as error:
                 damage.append(f"{error}; {segment.steps} steps of each stream are lost")
                 # Those after a loss move up, by whole segments, so that the ring has no hole.
@@ -122,7 +123,7 @@ class Storage:
             gap = False
         end = self._segments[-1].end if self._segments else self._manifest["steps_added"]
         begin = self._segments[0].first if self._segments else end
-        store.resume(begin, end, self._manifest["generator"])
+        store.resume(begin, Progress(steps_added=end, generator=self._manifest["generator"]))
         return damage
 
     def flush(self, store: Replay) -> None:
@@ -159,9 +160,9 @@ class Storage:
         while step < end:
             name = f"segment-{self._next_number:08}.bin"
             self._next_number += 1
-            first, steps, checksum = store.write_segment(step, str(self._folder / name))
-            if steps:  # else it was overwritten meanwhile
-                segments.append(Segment(name, first, steps, checksum, False))
+            part = store.write_segment(step, str(self._folder / name))
+            if part is not None:  # else it was overwritten meanwhile
+                segments.append(Segment(name, part.first, part.steps, part.checksum, False))
             step = (step // self.segment_steps + 1) * self.segment_steps
         self._commit(segments, segments[-1].end if segments else end, generator)
         for segment in segments[len(whole) :]:
