@@ -50,17 +50,17 @@ std::size_t BatchQueue::next() {
   std::vector<Draw> draws(require_open());
   for (Draw& draw : draws) draw = store_.draw(shape_, view_ ? &*view_ : nullptr);
   std::unique_lock lock(mutex_);
-  if (in_hand_) {
-    free_.push_back(in_hand_->slot);
-    in_hand_.reset();
+  if (last_) {
+    free_.push_back(last_->slot);
+    last_.reset();
   }
-  start(std::move(draws));
+  enqueue(std::move(draws));
   changed_.wait(lock, [&] { return closed_ || error_ || jobs_.front().done; });
   if (closed_) throw std::runtime_error(kClosed);
   if (error_) std::rethrow_exception(error_);
-  in_hand_ = std::move(jobs_.front());
+  last_ = std::move(jobs_.front());
   jobs_.pop_front();
-  return in_hand_->slot;
+  return last_->slot;
 }
 
 void BatchQueue::hold_view() {
@@ -79,7 +79,7 @@ void BatchQueue::release_view() {
 std::vector<std::vector<Window>> BatchQueue::pending(bool with_last) const {
   const std::lock_guard lock(mutex_);
   std::vector<std::vector<Window>> batches;
-  if (with_last && in_hand_) batches.push_back(in_hand_->draw.windows);
+  if (with_last && last_) batches.push_back(last_->draw.windows);
   for (const Job& job : jobs_) batches.push_back(job.draw.windows);
   return batches;
 }
@@ -96,17 +96,17 @@ bool BatchQueue::resume(std::vector<std::vector<Window>> batches) {
     draws.push_back(std::move(*draw));
   }
   const std::lock_guard lock(mutex_);
-  start(std::move(draws));
+  enqueue(std::move(draws));
   return true;
 }
 
 std::size_t BatchQueue::require_open() const {
   const std::lock_guard lock(mutex_);
   if (closed_) throw std::runtime_error(kClosed);
-  return free_.size() + (in_hand_ ? 1 : 0);
+  return free_.size() + (last_ ? 1 : 0);
 }
 
-void BatchQueue::start(std::vector<Draw> draws) {
+void BatchQueue::enqueue(std::vector<Draw> draws) {
   for (Draw& draw : draws) {
     jobs_.push_back({free_.front(), std::move(draw), false});
     free_.pop_front();

@@ -72,7 +72,7 @@ class BatchQueue {
   void work();
   // Slots that are free, or are once the caller gives his back.
   std::size_t require_open() const;
-  void start(std::vector<Draw> draws);  // with mutex_ held, in free slots
+  void enqueue(std::vector<Draw> draws);  // with mutex_ held, in free slots
   void require_own_process() const;
 
   ReplayStore& store_;
@@ -85,8 +85,8 @@ class BatchQueue {
   mutable std::mutex mutex_;  // guards all below; never held while the store may make us wait
   std::condition_variable changed_;
   std::deque<std::size_t> free_;
-  std::deque<Job> jobs_;        // oldest first; a job stays in its place when others come or go
-  std::optional<Job> in_hand_;  // its windows; the claim has ended
+  std::deque<Job> jobs_;     // oldest first; a job stays in its place when others come or go
+  std::optional<Job> last_;  // its windows; the claim has ended
   std::exception_ptr error_;
   bool closed_ = false;
   std::thread worker_;

@@ -84,7 +84,7 @@ class Columns {
           const py::dict& arrays, const Shape& leading, Access access, Keys keys = Keys::kAll) {
     data_.reserve(fields.size());
     alive_.reserve(fields.size());
-    std::size_t found = 0;
+    std::size_t present = 0;
     for (std::size_t i = 0; i < fields.size(); ++i) {
       const FieldSpec& field = fields[i];
       const auto& [key, dtype] = py_fields[i];
@@ -96,9 +96,9 @@ class Columns {
       py::object value = arrays[key];
       data_.push_back(checked(field, dtype, value, leading, access));
       alive_.push_back(std::move(value));
-      ++found;
+      ++present;
     }
-    if (arrays.size() != found) throw_unexpected(fields, arrays, keys);
+    if (arrays.size() != present) throw_unexpected(fields, arrays, keys);
   }
 
   std::byte* const* writable() const { return data_.data(); }
@@ -225,11 +225,11 @@ std::vector<std::vector<Window>> windows_from_array(
   return batches;
 }
 
-class Replay {
+class PyReplayStore {
  public:
   using Field = std::tuple<std::string, py::dtype, Shape>;
 
-  Replay(const std::vector<Field>& fields, const ReplayOptions& options)
+  PyReplayStore(const std::vector<Field>& fields, const ReplayOptions& options)
       : py_fields_(py_fields_of(fields)), store_(specs_of(fields), first_of(fields), options) {}
 
   void add(const py::dict& step) {
@@ -311,9 +311,9 @@ class Replay {
     store_.load_segment(part, path, mark_first);
   }
 
-  void resume(std::uint64_t begin, const Progress& progress) {
+  void finish_loading(std::uint64_t begin, const Progress& progress) {
     const py::gil_scoped_release unlocked;
-    store_.resume(begin, progress);
+    store_.finish_loading(begin, progress);
   }
 
   // The arrays of a batch, disjoint and writeable.
@@ -324,7 +324,7 @@ class Replay {
     return columns;
   }
 
-  ReplayStore& store() { return store_; }
+  ReplayStore& wrapped() { return store_; }
 
  private:
   static std::vector<PyField> py_fields_of(const std::vector<Field>& fields) {
@@ -352,28 +352,28 @@ class Replay {
   ReplayStore store_;
 };
 
-class Queue {
+class PyBatchQueue {
  public:
-  Queue(Replay& replay, const BatchShape& shape, const std::vector<py::dict>& outputs,
-        const std::vector<py::object>& handles)
+  PyBatchQueue(PyReplayStore& store, const BatchShape& shape, const std::vector<py::dict>& outputs,
+               const std::vector<py::object>& handles)
       : batch_size_(shape.batch_size) {
     if (handles.size() != outputs.size()) {
       throw std::invalid_argument("handles must be given, or None, for each of the outputs");
     }
     std::vector<BatchQueue::Slot> slots;
     for (std::size_t i = 0; i < outputs.size(); ++i) {
-      columns_.push_back(replay.output_columns(outputs[i], shape));
+      columns_.push_back(store.output_columns(outputs[i], shape));
       slots.emplace_back();
-      for (std::size_t field = 0; field < replay.store().fields().size(); ++field) {
+      for (std::size_t field = 0; field < store.wrapped().fields().size(); ++field) {
         slots.back().outputs.push_back(columns_.back().writable()[field]);
       }
       slots.back().handles = handles_of(handles[i], shape);
       handles_.push_back(handles[i]);
     }
-    queue_ = std::make_unique<BatchQueue>(replay.store(), shape, slots);
+    queue_ = std::make_unique<BatchQueue>(store.wrapped(), shape, slots);
   }
 
-  ~Queue() {
+  ~PyBatchQueue() {
     // The worker needs no GIL, but whoever it waits for may.
     const py::gil_scoped_release unlocked;
     queue_.reset();
@@ -440,54 +440,57 @@ void bind_structs(py::module_& module) {
 }
 
 void bind_store(py::module_& module) {
-  py::class_<Replay>(module, "Replay")
-      .def(py::init([](const std::vector<Replay::Field>& fields, std::int64_t streams,
-                       std::int64_t capacity_steps, std::uint64_t seed, std::int64_t threads,
+  py::class_<PyReplayStore>(module, "ReplayStore")
+      .def(py::init([](const std::vector<PyReplayStore::Field>& fields, std::int64_t streams,
+                       std::int64_t stream_capacity_steps, std::uint64_t seed, std::int64_t threads,
                        std::int64_t spare_steps, std::optional<std::int64_t> segment_steps) {
              ReplayOptions options;
              options.streams = positive("streams", streams);
-             options.capacity_steps = positive("capacity_steps", capacity_steps);
+             options.stream_capacity_steps =
+                 positive("stream_capacity_steps", stream_capacity_steps);
              options.seed = seed;
              options.threads = positive("threads", threads);
              options.spare_steps = positive("spare_steps", spare_steps);
              if (segment_steps) options.segment_steps = positive("segment_steps", *segment_steps);
-             return std::make_unique<Replay>(fields, options);
+             return std::make_unique<PyReplayStore>(fields, options);
            }),
-           py::arg("fields"), py::kw_only(), py::arg("streams"), py::arg("capacity_steps"),
+           py::arg("fields"), py::kw_only(), py::arg("streams"), py::arg("stream_capacity_steps"),
            py::arg("seed"), py::arg("threads"), py::arg("spare_steps"), py::arg("segment_steps"))
-      .def("add", &Replay::add, py::arg("step"))
-      .def("sample", &Replay::sample, py::kw_only(), py::arg("batch_size"), py::arg("length"),
-           py::arg("outputs"), py::arg("handles"))
-      .def("write_back", &Replay::write_back, py::arg("handles").noconvert(), py::arg("values"))
-      .def("snapshot", &Replay::snapshot, py::arg("steps"), py::arg("outputs"))
-      .def("restore", &Replay::restore, py::arg("steps"), py::arg("contents"), py::arg("progress"))
-      .def("write_segment", &Replay::write_segment, py::arg("step"), py::arg("path"))
-      .def("map_segment", &Replay::map_segment, py::arg("step"), py::arg("path"))
-      .def("load_segment", &Replay::load_segment, py::arg("part"), py::arg("path"), py::kw_only(),
-           py::arg("mark_first"))
-      .def("resume", &Replay::resume, py::arg("begin"), py::arg("progress"))
-      .def_property_readonly("steps", &Replay::steps)
-      .def_property_readonly("steps_added", &Replay::steps_added)
-      .def_property_readonly("generator", &Replay::generator)
-      .def_property_readonly("step_bytes", &Replay::step_bytes);
+      .def("add", &PyReplayStore::add, py::arg("step"))
+      .def("sample", &PyReplayStore::sample, py::kw_only(), py::arg("batch_size"),
+           py::arg("length"), py::arg("outputs"), py::arg("handles"))
+      .def("write_back", &PyReplayStore::write_back, py::arg("handles").noconvert(),
+           py::arg("values"))
+      .def("snapshot", &PyReplayStore::snapshot, py::arg("steps"), py::arg("outputs"))
+      .def("restore", &PyReplayStore::restore, py::arg("steps"), py::arg("contents"),
+           py::arg("progress"))
+      .def("write_segment", &PyReplayStore::write_segment, py::arg("step"), py::arg("path"))
+      .def("map_segment", &PyReplayStore::map_segment, py::arg("step"), py::arg("path"))
+      .def("load_segment", &PyReplayStore::load_segment, py::arg("part"), py::arg("path"),
+           py::kw_only(), py::arg("mark_first"))
+      .def("finish_loading", &PyReplayStore::finish_loading, py::arg("begin"), py::arg("progress"))
+      .def_property_readonly("steps", &PyReplayStore::steps)
+      .def_property_readonly("steps_added", &PyReplayStore::steps_added)
+      .def_property_readonly("generator", &PyReplayStore::generator)
+      .def_property_readonly("step_bytes", &PyReplayStore::step_bytes);
 }
 
 void bind_queue(py::module_& module) {
-  py::class_<Queue>(module, "BatchQueue")
-      .def(py::init([](Replay& replay, std::int64_t batch_size, std::int64_t length,
+  py::class_<PyBatchQueue>(module, "BatchQueue")
+      .def(py::init([](PyReplayStore& store, std::int64_t batch_size, std::int64_t length,
                        const std::vector<py::dict>& outputs,
                        const std::vector<py::object>& handles) {
-             return std::make_unique<Queue>(replay, batch_shape(batch_size, length), outputs,
-                                            handles);
+             return std::make_unique<PyBatchQueue>(store, batch_shape(batch_size, length), outputs,
+                                                   handles);
            }),
-           py::keep_alive<1, 2>(), py::arg("replay"), py::kw_only(), py::arg("batch_size"),
+           py::keep_alive<1, 2>(), py::arg("store"), py::kw_only(), py::arg("batch_size"),
            py::arg("length"), py::arg("outputs"), py::arg("handles"))
-      .def("next", &Queue::next)
-      .def("hold_view", &Queue::hold_view)
-      .def("release_view", &Queue::release_view)
-      .def("pending", &Queue::pending, py::arg("with_last"))
-      .def("resume", &Queue::resume, py::arg("windows"))
-      .def("close", &Queue::close);
+      .def("next", &PyBatchQueue::next)
+      .def("hold_view", &PyBatchQueue::hold_view)
+      .def("release_view", &PyBatchQueue::release_view)
+      .def("pending", &PyBatchQueue::pending, py::arg("with_last"))
+      .def("resume", &PyBatchQueue::resume, py::arg("windows"))
+      .def("close", &PyBatchQueue::close);
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ namespace replay {
 namespace {
 
 RingShape ring_shape(const ReplayOptions& options) {
-  const std::size_t slots = options.capacity_steps + options.spare_steps;
+  const std::size_t slots = options.stream_capacity_steps + options.spare_steps;
   if (!options.segment_steps) return {options.streams, slots, slots};
   const std::size_t segment_steps = *options.segment_steps;
   return {options.streams, (slots / segment_steps + 2) * segment_steps, segment_steps};
@@ -43,13 +43,13 @@ ReplayStore::ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field,
                          const ReplayOptions& options)
     : fields_(std::move(fields)),
       first_field_(first_field),
-      capacity_(options.capacity_steps),
+      stream_capacity_(options.stream_capacity_steps),
       threads_(options.threads),
       segmented_(options.segment_steps.has_value()),
       ring_(fields_, ring_shape(options)),
       sampler_(options.seed),
       claims_process_(getpid()) {
-  if (options.capacity_steps == 0) {
+  if (options.stream_capacity_steps == 0) {
     throw std::invalid_argument("a replay needs room for at least one step");
   }
   if (options.spare_steps == 0) throw std::invalid_argument("a replay needs a spare step");
@@ -104,7 +104,7 @@ void ReplayStore::add(const std::byte* const* columns) {
 
 View ReplayStore::view() {
   std::unique_lock lock(mutex_);
-  released_.wait(lock, [&] { return alone_ == 0; });
+  released_.wait(lock, [&] { return exclusive_ == 0; });
   View made;
   made.steps = held_;
   made.claim = claim(held_.begin);
@@ -114,7 +114,7 @@ View ReplayStore::view() {
 Draw ReplayStore::draw(const BatchShape& shape, const View* view) {
   std::unique_lock lock(mutex_);
   // Who holds a view must not wait for those who wait for its end.
-  if (view == nullptr) released_.wait(lock, [&] { return alone_ == 0; });
+  if (view == nullptr) released_.wait(lock, [&] { return exclusive_ == 0; });
   Draw made;
   made.windows = sampler_.draw(ring_.streams(), view != nullptr ? view->steps : held_, shape);
   made.length = shape.length;
@@ -125,7 +125,7 @@ Draw ReplayStore::draw(const BatchShape& shape, const View* view) {
 
 std::optional<Draw> ReplayStore::resume_draw(std::vector<Window> windows, std::size_t length) {
   std::unique_lock lock(mutex_);
-  released_.wait(lock, [&] { return alone_ == 0; });
+  released_.wait(lock, [&] { return exclusive_ == 0; });
   std::uint64_t oldest = held_.end;
   for (const Window& window : windows) {
     if (window.stream >= ring_.streams() || window.start < held_.begin ||
@@ -156,7 +156,7 @@ void ReplayStore::sample(const BatchShape& shape, std::byte* const* outputs,
 
 void ReplayStore::write_back(std::size_t count, const std::uint64_t* handles,
                              const std::byte* const* values, bool* written) {
-  const Alone alone(this);
+  const Exclusive exclusive(this);
   const std::size_t streams = ring_.streams();
   for (std::size_t i = 0; i < count; ++i) {
     if (handles[i] / streams >= held_.end) {
@@ -178,7 +178,7 @@ void ReplayStore::write_back(std::size_t count, const std::uint64_t* handles,
 
 std::optional<Progress> ReplayStore::snapshot(std::size_t steps, std::byte* const* outputs) {
   std::unique_lock lock(mutex_);
-  released_.wait(lock, [&] { return alone_ == 0; });
+  released_.wait(lock, [&] { return exclusive_ == 0; });
   if (held_.size() != steps) return std::nullopt;
   const std::uint64_t begin = held_.begin;
   const Progress progress = {held_.end, sampler_.state()};
@@ -199,10 +199,10 @@ std::optional<Progress> ReplayStore::snapshot(std::size_t steps, std::byte* cons
 void ReplayStore::restore(std::size_t steps, const std::byte* const* columns,
                           const Progress& progress) {
   const std::lock_guard adding(add_mutex_);
-  const Alone alone(this);
+  const Exclusive exclusive(this);
   // A new ring costs only address space, and the old one's memory is free before the copy begins.
   ring_ = StepRing(fields_, ring_.shape());
-  const std::size_t kept = std::min(steps, capacity_);
+  const std::size_t kept = std::min(steps, stream_capacity_);
   held_ = {progress.steps_added - kept, progress.steps_added};
   std::vector<const std::byte*> step(fields_.size());
   for (std::size_t index = steps - kept; index < steps; ++index) {
@@ -231,7 +231,7 @@ std::optional<SegmentPart> ReplayStore::write_segment(std::uint64_t step, const 
   Claim claimed;
   {
     std::unique_lock lock(mutex_);
-    released_.wait(lock, [&] { return alone_ == 0; });
+    released_.wait(lock, [&] { return exclusive_ == 0; });
     const std::uint64_t start = step - step % ring_.segment_steps();
     part.first = std::max(start, held_.begin);
     const std::uint64_t end = std::min<std::uint64_t>(start + ring_.segment_steps(), held_.end);
@@ -246,7 +246,7 @@ std::optional<SegmentPart> ReplayStore::write_segment(std::uint64_t step, const 
 void ReplayStore::map_segment(std::uint64_t step, const std::string& path) {
   require_segments();
   const OpenFile file(path);
-  const Alone alone(this);
+  const Exclusive exclusive(this);
   const std::uint64_t first = step - step % ring_.segment_steps();
   if (first >= held_.begin && first + ring_.segment_steps() <= held_.end) {
     ring_.map_segment(first, file.descriptor());
@@ -259,7 +259,7 @@ void ReplayStore::load_segment(const SegmentPart& part, const std::string& path,
     throw std::out_of_range("steps " + std::to_string(part.first) + " + " +
                             std::to_string(part.steps) + " are no part of a segment");
   }
-  const Alone alone(this);
+  const Exclusive exclusive(this);
   const OpenFile file(path);
   const std::vector<Span> targets = spans(part.first, part.steps);
   if (part.steps == ring_.segment_steps()) {
@@ -274,9 +274,9 @@ void ReplayStore::load_segment(const SegmentPart& part, const std::string& path,
   }
 }
 
-void ReplayStore::resume(std::uint64_t begin, const Progress& progress) {
+void ReplayStore::finish_loading(std::uint64_t begin, const Progress& progress) {
   const std::lock_guard adding(add_mutex_);
-  const Alone alone(this);
+  const Exclusive exclusive(this);
   if (begin > progress.steps_added) {
     throw std::out_of_range("cannot hold steps " + std::to_string(begin) + " to " +
                             std::to_string(progress.steps_added));
@@ -288,7 +288,7 @@ void ReplayStore::resume(std::uint64_t begin, const Progress& progress) {
 
 void ReplayStore::advance_to(std::uint64_t end) {
   held_.end = end;
-  held_.begin = std::max(held_.begin, end - std::min<std::uint64_t>(end, capacity_));
+  held_.begin = std::max(held_.begin, end - std::min<std::uint64_t>(end, stream_capacity_));
 }
 
 std::size_t ReplayStore::steps() const {
@@ -316,13 +316,13 @@ void ReplayStore::require_segments() const {
   if (!segmented_) throw std::invalid_argument("this replay is in memory alone");
 }
 
-ReplayStore::Alone::Alone(ReplayStore* store) : lock_(store->mutex_), store_(store) {
-  ++store->alone_;
+ReplayStore::Exclusive::Exclusive(ReplayStore* store) : lock_(store->mutex_), store_(store) {
+  ++store->exclusive_;
   store->await_claims(lock_, std::numeric_limits<std::uint64_t>::max());
 }
 
-ReplayStore::Alone::~Alone() {
-  --store_->alone_;
+ReplayStore::Exclusive::~Exclusive() {
+  --store_->exclusive_;
   store_->released_.notify_all();
 }
 

@@ -78,10 +78,10 @@ struct View {
 
 // What a store is made with, besides its fields.
 struct ReplayOptions {
-  std::size_t streams = 1;         // environments
-  std::size_t capacity_steps = 0;  // of each stream; must be positive
-  std::uint64_t seed = 0;          // of the draws
-  std::size_t threads = 1;         // that copy batches
+  std::size_t streams = 1;                // environments
+  std::size_t stream_capacity_steps = 0;  // of each stream; must be positive
+  std::uint64_t seed = 0;                 // of the draws
+  std::size_t threads = 1;                // that copy batches
   // Steps that can be added to a full store while somebody holds a view of it; at least 1.
   std::size_t spare_steps = 1;
   // Steps of a segment, where segments can be files. The ring then has a segment more than it
@@ -152,7 +152,7 @@ class ReplayStore {
   // where it holds a whole segment. `mark_first` marks its first step as first.
   void load_segment(const SegmentPart& part, const std::string& path, bool mark_first);
   // Says which steps were loaded, of which the newest that fit are kept, and sets the generator.
-  void resume(std::uint64_t begin, const Progress& progress);
+  void finish_loading(std::uint64_t begin, const Progress& progress);
 
   // Steps held by each stream, and added to each since it was new.
   std::size_t steps() const;
@@ -177,10 +177,10 @@ class ReplayStore {
   void require_segments() const;
 
   // Holds mutex_ with no claim left; no other is given meanwhile.
-  class Alone {
+  class Exclusive {
    public:
-    explicit Alone(ReplayStore* store);
-    ~Alone();
+    explicit Exclusive(ReplayStore* store);
+    ~Exclusive();
 
    private:
     std::unique_lock<std::mutex> lock_;
@@ -189,17 +189,17 @@ class ReplayStore {
 
   const std::vector<FieldSpec> fields_;
   const std::size_t first_field_;
-  const std::size_t capacity_;
+  const std::size_t stream_capacity_;
   const std::size_t threads_;
   const bool segmented_;
   StepRing ring_;
 
-  std::mutex add_mutex_;      // held by add, restore and resume; taken before mutex_
+  std::mutex add_mutex_;      // held by add, restore and finish_loading; taken before mutex_
   mutable std::mutex mutex_;  // guards all below
   std::condition_variable released_;
   SequenceSampler sampler_;
   StepRange held_;
-  std::size_t alone_ = 0;                // calls that wait to be alone, or are
+  std::size_t exclusive_ = 0;            // calls that wait to be alone, or are
   std::multiset<std::uint64_t> claims_;  // the oldest step of each
   pid_t claims_process_;
 };

@@ -22,13 +22,13 @@ class SegmentPart:
     @property
     def checksum(self) -> int: ...
 
-class Replay:
+class ReplayStore:
     def __init__(
         self,
         fields: list[tuple[str, np.dtype[Any], tuple[int, ...]]],
         *,
         streams: int,
-        capacity_steps: int,
+        stream_capacity_steps: int,
         seed: int,
         threads: int,
         spare_steps: int,
@@ -53,7 +53,7 @@ class Replay:
     def write_segment(self, step: int, path: str) -> SegmentPart | None: ...
     def map_segment(self, step: int, path: str) -> None: ...
     def load_segment(self, part: SegmentPart, path: str, *, mark_first: bool) -> None: ...
-    def resume(self, begin: int, progress: Progress) -> None: ...
+    def finish_loading(self, begin: int, progress: Progress) -> None: ...
     @property
     def steps(self) -> int: ...
     @property
@@ -66,7 +66,7 @@ class Replay:
 class BatchQueue:
     def __init__(
         self,
-        replay: Replay,
+        store: ReplayStore,
         *,
         batch_size: int,
         length: int,

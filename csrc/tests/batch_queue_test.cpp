@@ -26,7 +26,7 @@ constexpr replay::BatchShape kShape{kBatch, kLength};
 ReplayStore make_store(std::size_t capacity, std::uint64_t seed = 1, std::size_t spare_steps = 1) {
   replay::ReplayOptions options;
   options.streams = kStreams;
-  options.capacity_steps = capacity;
+  options.stream_capacity_steps = capacity;
   options.seed = seed;
   options.threads = 2;
   options.spare_steps = spare_steps;
@@ -91,7 +91,7 @@ TEST(batches_come_in_the_order_in_which_they_were_drawn_whatever_is_added) {
         expected.push_back(twin.draw(kShape).windows);
       }
       CHECK(room.holds(slot, expected[call]));
-      // As many steps as the store holds: all that the batches under way need would be gone.
+      // As many steps as the store holds: all that the pending batches need would be gone.
       const std::size_t begin = 9 + 9 * call;
       fill(store, begin, begin + 9);
       fill(twin, begin, begin + 9);
@@ -100,24 +100,24 @@ TEST(batches_come_in_the_order_in_which_they_were_drawn_whatever_is_added) {
   }
 }
 
-TEST(what_was_drawn_can_be_drawn_again) {
+TEST(pending_batches_can_be_resumed) {
   ReplayStore store = make_store(20);
   fill(store, 0, 20);
   Room room(store, 3);
   BatchQueue queue(store, kShape, room.slots());
   CHECK(queue.pending(true).empty());
   queue.next();
-  const auto drawn = queue.pending(true);
-  CHECK(drawn.size() == 3 && queue.pending(false).size() == 2);
+  const auto pending = queue.pending(true);
+  CHECK(pending.size() == 3 && queue.pending(false).size() == 2);
   const std::uint64_t generator = store.generator();
   Room other_room(store, 3);
   BatchQueue other(store, kShape, other_room.slots());
-  CHECK(other.resume({drawn.begin() + 1, drawn.end()}));
+  CHECK(other.resume({pending.begin() + 1, pending.end()}));
   CHECK(store.generator() == generator);
-  CHECK(other_room.holds(other.next(), drawn[1]));
-  CHECK(other_room.holds(other.next(), drawn[2]));
+  CHECK(other_room.holds(other.next(), pending[1]));
+  CHECK(other_room.holds(other.next(), pending[2]));
   fill(store, 20, 40);
-  CHECK(!other.resume({drawn[1]}));
+  CHECK(!other.resume({pending[1]}));
   CHECK(!other.resume({{{0, 30}}}));
   const std::vector<Window> good(kBatch, Window{0, 30});
   CHECK(!other.resume({good, good, good, good}));

@@ -27,7 +27,7 @@ ReplayOptions options(std::size_t streams, std::size_t capacity, std::uint64_t s
                       std::size_t threads, std::optional<std::size_t> segment_steps = {}) {
   ReplayOptions made;
   made.streams = streams;
-  made.capacity_steps = capacity;
+  made.stream_capacity_steps = capacity;
   made.seed = seed;
   made.threads = threads;
   made.segment_steps = segment_steps;
@@ -236,7 +236,7 @@ TEST(a_store_filled_from_its_segments_files_draws_what_the_original_would_have) 
   for (const auto& [part, path] : files) store.map_segment(part.first, path);
   ReplayStore other = make_store(23, 99, 2, 4);
   for (const auto& [part, path] : files) other.load_segment(part, path, false);
-  other.resume(27, {50, store.generator()});
+  other.finish_loading(27, {50, store.generator()});
   steps::Outputs expected(store.fields(), 7 * 5);
   steps::Outputs drawn(store.fields(), 7 * 5);
   for (std::size_t round = 0; round < 20; ++round) {
@@ -263,14 +263,14 @@ TEST(a_segment_can_be_marked_as_an_episodes_beginning) {
   const SegmentPart part = store.write_segment(6, folder / "segment").value();
   ReplayStore other = make_store(20, 5, 2, 4);
   other.load_segment(part, folder / "segment", true);
-  other.resume(4, {8, 1});
+  other.finish_loading(4, {8, 1});
   steps::Outputs contents(store.fields(), kStreams * 4);
   CHECK(other.snapshot(4, contents.pointers()));
   CHECK(contents[steps::kFirst][0] == std::byte{1} && contents[steps::kFirst][2] == std::byte{0});
   CHECK_THROWS(std::out_of_range, other.load_segment({4, 5, 0}, folder / "segment", false));
   CHECK_THROWS(std::runtime_error, other.load_segment({4, 4, 0}, folder / "segment", false));
   CHECK_THROWS(std::runtime_error, other.load_segment(part, folder / "none", false));
-  CHECK_THROWS(std::out_of_range, other.resume(9, {8, 1}));
+  CHECK_THROWS(std::out_of_range, other.finish_loading(9, {8, 1}));
   ReplayStore in_memory = make_store(20);
   CHECK_THROWS(std::invalid_argument, in_memory.write_segment(0, folder / "none"));
 }

@@ -119,24 +119,24 @@ def check_sizes(**sizes: int) -> None:
             raise ValueError(f"{name} must be positive, got {value}")
 
 
-def check_handles(out: Batch, handles: bool, shape: tuple[int, ...]) -> NDArray[Any] | None:
+def take_handles(out: Batch, handles: bool, shape: tuple[int, ...]) -> NDArray[Any] | None:
     """Take the handles' array out of a batch that is to be filled.
 
     Raises:
         ValueError: it is there without being asked for, or the other way round, or does not fit.
     """
-    named = out.pop(HANDLE, None)
-    if (named is not None) != handles:
+    array = out.pop(HANDLE, None)
+    if (array is not None) != handles:
         raise ValueError(f"out must hold {HANDLE!r} if handles are asked for, and only then")
-    if named is not None and not (
-        isinstance(named, np.ndarray)
-        and named.dtype == np.uint64
-        and named.shape == shape
-        and named.flags.c_contiguous
-        and named.flags.writeable
+    if array is not None and not (
+        isinstance(array, np.ndarray)
+        and array.dtype == np.uint64
+        and array.shape == shape
+        and array.flags.c_contiguous
+        and array.flags.writeable
     ):
         raise ValueError(f"{HANDLE!r} must be a C-contiguous, writeable array of uint64 {shape}")
-    return named
+    return array
 
 
 def unpack_state(state: Mapping[str, Any], num_streams: int) -> tuple[Batch, int, Progress]:

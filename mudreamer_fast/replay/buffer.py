@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mudreamer_fast._replay import Replay
+from mudreamer_fast._replay import ReplayStore
 from mudreamer_fast.replay.batch import (
     HANDLE,
     Allocate,
     Batch,
     FieldLike,
-    check_handles,
     check_sizes,
     make_layout,
+    take_handles,
     unpack_state,
 )
-from mudreamer_fast.replay.batches import Batches
+from mudreamer_fast.replay.batch_queue import BatchQueue
 from mudreamer_fast.replay.storage import Flusher, Storage
 
 
@@ -45,7 +45,7 @@ class ReplayBuffer:
         threads: threads that copy a batch.
         folder: where the steps are kept on disk; None keeps them in memory alone.
         flush_every_seconds: between two flushes in the background; None leaves them to `flush`.
-        spare_steps: of each stream, that a full buffer takes while `Batches.hold_view` holds.
+        spare_steps: of each stream, that a full buffer takes while `BatchQueue.hold_view` holds.
 
     Raises:
         ValueError: an argument is out of range or a field cannot be stored.
@@ -69,10 +69,10 @@ class ReplayBuffer:
         if flush_every_seconds is not None and flush_every_seconds <= 0:
             raise ValueError(f"flush_every_seconds must be positive, got {flush_every_seconds}")
         self._storage = None if folder is None else Storage(folder, self._layout)
-        self._store = Replay(
+        self._store = ReplayStore(
             [(name, field.dtype, field.shape) for name, field in self._layout.fields.items()],
             streams=num_streams,
-            capacity_steps=self._layout.stream_capacity_steps,
+            stream_capacity_steps=self._layout.stream_capacity_steps,
             seed=seed,
             threads=threads,
             spare_steps=spare_steps,
@@ -164,8 +164,10 @@ class ReplayBuffer:
             if handles:
                 out[HANDLE] = np.empty((batch_size, length), np.uint64)
         arrays = dict(out)
-        named = check_handles(arrays, handles, (batch_size, length))
-        self._store.sample(batch_size=batch_size, length=length, outputs=arrays, handles=named)
+        handles_array = take_handles(arrays, handles, (batch_size, length))
+        self._store.sample(
+            batch_size=batch_size, length=length, outputs=arrays, handles=handles_array
+        )
         return out
 
     def batches(
@@ -175,7 +177,7 @@ class ReplayBuffer:
         ahead: int,
         handles: bool = False,
         allocate: Allocate = np.empty,
-    ) -> Batches:
+    ) -> BatchQueue:
         """Batches as `sample` draws them, `ahead` of them copied before they are asked for.
 
         Args:
@@ -191,8 +193,7 @@ class ReplayBuffer:
         check_sizes(batch_size=batch_size, length=length)
         if ahead < 0:
             raise ValueError(f"ahead must not be negative, got {ahead}")
-        sizes = (batch_size, length)
-        return Batches(self._store, self._layout, sizes, ahead, handles, allocate)
+        return BatchQueue(self._store, self._layout, batch_size, length, ahead, handles, allocate)
 
     def write_back(
         self, handle: NDArray[np.uint64], values: Mapping[str, NDArray[Any]]
@@ -257,7 +258,7 @@ class ReplayBuffer:
         contents, steps, progress = unpack_state(state, self._layout.num_streams)
         self._store.restore(steps, contents, progress)
         if self._storage is not None:
-            self._storage.forget()
+            self._storage.invalidate()
 
     def flush(self) -> None:
         """Bring the folder up to date; nothing to do without one.
@@ -270,10 +271,10 @@ class ReplayBuffer:
 
     def problems(self) -> list[str]:
         """Lines on what went wrong with the folder since this was last asked."""
-        found, self._problems = self._problems, []
+        problems, self._problems = self._problems, []
         while self._flusher is not None and self._flusher.problems:
-            found.append(self._flusher.problems.pop(0))
-        return found
+            problems.append(self._flusher.problems.pop(0))
+        return problems
 
     def close(self) -> None:
         """Flush, and let others have the folder; a second call does nothing.

@@ -44,7 +44,7 @@ class Prefetcher:
         self.waited_seconds = 0.0
         """Wall time spent in `next` so far: what the learner waited for data."""
         self._device = device
-        self._batches = replay.batches(batch_size, length, ahead, allocate=self._allocate)
+        self._queue = replay.batches(batch_size, length, ahead, allocate=self._allocate)
         self._sent: _Sent | None = None
         self._in_use: dict[str, Tensor] | None = None
         if device.type == "cuda":
@@ -57,17 +57,17 @@ class Prefetcher:
             RuntimeError: too few steps are held for a window, or this is closed.
         """
         started = time.perf_counter()
-        batch = self._next_sent() if self._device.type == "cuda" else _tensors(self._batches.next())
+        batch = self._next_sent() if self._device.type == "cuda" else _tensors(self._queue.next())
         self.waited_seconds += time.perf_counter() - started
         return batch
 
     def hold_view(self) -> None:
-        """See `Batches.hold_view`."""
-        self._batches.hold_view()
+        """See `BatchQueue.hold_view`."""
+        self._queue.hold_view()
 
     def release_view(self) -> None:
-        """See `Batches.hold_view`."""
-        self._batches.release_view()
+        """See `BatchQueue.release_view`."""
+        self._queue.release_view()
 
     def pending(self) -> NDArray[np.uint64]:
         """The windows of the batches that `next` will give, as far as they are drawn.
@@ -76,7 +76,7 @@ class Prefetcher:
             (batches, B, 2), for `resume`.
         """
         # The batch that the buffer gave last is in use, or was only sent to the device.
-        return self._batches.pending(with_last=self._sent is not None)
+        return self._queue.pending(with_last=self._sent is not None)
 
     def resume(self, windows: NDArray[Any]) -> bool:
         """Go on with what was under way in a buffer of the same contents, before all else.
@@ -84,11 +84,11 @@ class Prefetcher:
         Returns:
             Whether it could be drawn again; not where steps are no longer held.
         """
-        return self._batches.resume(windows)
+        return self._queue.resume(windows)
 
     def close(self) -> None:
         """End the thread that copies; a second call does nothing."""
-        self._batches.close()
+        self._queue.close()
 
     def _allocate(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         if self._device.type != "cuda":
@@ -107,7 +107,7 @@ class Prefetcher:
 
     def _send(self, target: dict[str, Tensor] | None) -> _Sent:
         """Start copying the next batch to `target`, or to new tensors."""
-        host = _tensors(self._batches.next())
+        host = _tensors(self._queue.next())
         if target is None:
             target = {name: torch.empty_like(t, device=self._device) for name, t in host.items()}
         # Whatever was asked of the tensors so far comes before they are written again.

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mudreamer_fast._replay import Progress, Replay, SegmentPart
+from mudreamer_fast._replay import Progress, ReplayStore, SegmentPart
 from mudreamer_fast.disk.manifest import ManifestError, read_manifest, write_manifest
 from mudreamer_fast.replay.batch import Layout
 
@@ -92,7 +92,7 @@ class Storage:
             (int(path.stem.split("-")[1]) for path in self._folder.glob("segment-*.bin")), default=0
         )
 
-    def recover(self, store: Replay) -> list[str]:
+    def recover(self, store: ReplayStore) -> list[str]:
         """Fill an empty store with what the folder holds.
 
         Returns:
@@ -123,10 +123,12 @@ class Storage:
             gap = False
         end = self._segments[-1].end if self._segments else self._manifest["steps_added"]
         begin = self._segments[0].first if self._segments else end
-        store.resume(begin, Progress(steps_added=end, generator=self._manifest["generator"]))
+        store.finish_loading(
+            begin, Progress(steps_added=end, generator=self._manifest["generator"])
+        )
         return damage
 
-    def flush(self, store: Replay) -> None:
+    def flush(self, store: ReplayStore) -> None:
         """Bring the folder up to date.
 
         Raises:
@@ -142,7 +144,7 @@ class Storage:
                     f"cannot write the replay buffer to {self._folder}: {reason}"
                 ) from error
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Have the next flush write everything, as the store's contents were replaced."""
         with self._mutex:
             self._segments = []
@@ -151,7 +153,7 @@ class Storage:
         """Let others have the folder."""
         self._lock.close()
 
-    def _flush(self, store: Replay) -> None:
+    def _flush(self, store: ReplayStore) -> None:
         generator, end = store.generator, store.steps_added
         begin = end - store.steps
         whole = [s for s in self._segments if s.end > begin and s.end % self.segment_steps == 0]
@@ -233,7 +235,7 @@ class Flusher:
         every_seconds: between two flushes: what a crash may cost at most.
     """
 
-    def __init__(self, storage: Storage, store: Replay, every_seconds: float) -> None:
+    def __init__(self, storage: Storage, store: ReplayStore, every_seconds: float) -> None:
         self.problems: list[str] = []
         """What went wrong, to be taken out by the reader."""
         self._storage, self._store, self._every_seconds = storage, store, every_seconds

@@ -114,7 +114,7 @@ class NumpyReplay:
     def add(self, step: Mapping[str, NDArray[Any]]) -> None:
         """Copy in one step of every stream, over the oldest one where the buffer is full."""
         self._check(step, self._streams)
-        self._append(step)
+        self._write(step)
         self._steps_added += 1
 
     def can_sample(self, length: int) -> bool:
@@ -160,9 +160,9 @@ class NumpyReplay:
 
     def batches(
         self, batch_size: int, length: int, ahead: int, handles: bool = False
-    ) -> NumpyBatches:
+    ) -> NumpyBatchQueue:
         """Batches as `sample` draws them, drawn `ahead` calls before they are asked for."""
-        return NumpyBatches(self, batch_size, length, ahead, handles)
+        return NumpyBatchQueue(self, batch_size, length, ahead, handles)
 
     def write_back(
         self, handle: NDArray[np.uint64], values: Mapping[str, NDArray[Any]]
@@ -198,7 +198,7 @@ class NumpyReplay:
         self._check(contents, self._streams, steps)
         self._cursor = self._steps = 0
         for index in range(max(0, steps - self._capacity), steps):
-            self._append({name: array[:, index] for name, array in contents.items()})
+            self._write({name: array[:, index] for name, array in contents.items()})
         self._steps_added = state["steps_added"]
         self._generator = SplitMix64(state["generator"])
 
@@ -212,7 +212,7 @@ class NumpyReplay:
         oldest = self._cursor - self._steps
         return np.arange(oldest + start, oldest + start + length) % capacity
 
-    def _append(self, step: Mapping[str, NDArray[Any]]) -> None:
+    def _write(self, step: Mapping[str, NDArray[Any]]) -> None:
         for name, column in self._columns.items():
             column[:, self._cursor] = step[name]
         capacity = self._capacity
@@ -283,8 +283,8 @@ def _check_state(state: Mapping[str, Any], num_streams: int) -> None:
         )
 
 
-class NumpyBatches:
-    """A twin of `Batches`: the same order of draws, each copied at once."""
+class NumpyBatchQueue:
+    """A twin of `BatchQueue`: the same order of draws, each copied at once."""
 
     def __init__(
         self, replay: NumpyReplay, batch_size: int, length: int, ahead: int, handles: bool

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mudreamer_fast._replay import BatchQueue, Replay
+from mudreamer_fast import _replay
 from mudreamer_fast.replay.batch import HANDLE, Allocate, Batch, Layout
 
 
-class Batches:
+class BatchQueue:
     """Batches in the order in which they are drawn, the next ones already on their way.
 
     A batch is drawn inside `next`, `ahead` calls before it is handed out: what the batches hold
@@ -23,21 +23,26 @@ class Batches:
 
     def __init__(
         self,
-        store: Replay,
+        store: _replay.ReplayStore,
         layout: Layout,
-        sizes: tuple[int, int],
+        batch_size: int,
+        length: int,
         ahead: int,
         handles: bool,
         allocate: Allocate,
     ) -> None:
-        self._slots = [layout.empty(*sizes, allocate=allocate) for _ in range(ahead + 1)]
-        names = [allocate(sizes, np.uint64) if handles else None for _ in self._slots]
-        self._queue = BatchQueue(
-            store, batch_size=sizes[0], length=sizes[1], outputs=self._slots, handles=names
+        self._slots = [
+            layout.empty(batch_size, length, allocate=allocate) for _ in range(ahead + 1)
+        ]
+        all_handles = [
+            allocate((batch_size, length), np.uint64) if handles else None for _ in self._slots
+        ]
+        self._queue = _replay.BatchQueue(
+            store, batch_size=batch_size, length=length, outputs=self._slots, handles=all_handles
         )
         self._batches = [
-            slot if name is None else {**slot, HANDLE: name}
-            for slot, name in zip(self._slots, names, strict=True)
+            slot if handles_array is None else {**slot, HANDLE: handles_array}
+            for slot, handles_array in zip(self._slots, all_handles, strict=True)
         ]
 
     def next(self) -> Batch:
