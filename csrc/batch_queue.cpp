@@ -25,7 +25,7 @@ BatchQueue::~BatchQueue() {
   if (process_ == getpid()) {
     close();
   } else {
-    new std::thread(std::move(worker_));  // it never ran in this process: nothing can be joined
+    new std::thread(std::move(worker_));  // leaked: after a fork there is no thread to join
   }
 }
 
@@ -40,13 +40,13 @@ void BatchQueue::close() {
   changed_.notify_all();
   if (worker.joinable()) worker.join();
   const std::lock_guard lock(mutex_);
-  jobs_.clear();  // and their claims
+  jobs_.clear();  // releases their claims
 }
 
 std::size_t BatchQueue::next() {
   require_own_process();
   const std::lock_guard calling(calls_);
-  // Drawn without mutex_: a draw may have to wait for somebody who waits for the worker.
+  // mutex_ is not held here: draw() may wait for a call that waits for the worker's claims.
   std::vector<Draw> draws(require_open());
   for (Draw& draw : draws) draw = store_.draw(shape_, view_ ? &*view_ : nullptr);
   std::unique_lock lock(mutex_);
@@ -122,7 +122,7 @@ void BatchQueue::work() {
     };
     changed_.wait(lock, [&] { return closed_ || waiting() != jobs_.end(); });
     if (closed_) return;
-    // A deque's elements stay where they are while others come and go at its ends.
+    // Insertion and removal at the ends of a deque do not invalidate references to elements.
     Job& job = *waiting();
     const Slot& slot = slots_[job.slot];
     lock.unlock();

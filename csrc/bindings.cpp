@@ -1,10 +1,10 @@
-// The Python face of ReplayStore and BatchQueue: checks arrays, hands over pointers, lets go of the
+// Python bindings of ReplayStore and BatchQueue: they check arrays, pass pointers and release the
 // GIL.
 //
-// Arrays are refused rather than converted: exact dtype, exact shape, C-contiguous, and writeable
-// where they are written. The GIL is never held while a lock of the store is awaited.
-// std::invalid_argument becomes ValueError, std::out_of_range IndexError, std::runtime_error
-// RuntimeError.
+// Arrays must have the exact dtype and shape, be C-contiguous, and be writeable where they are
+// outputs; they are never converted. No call waits for a lock of the store with the GIL held.
+// Errors: std::invalid_argument becomes ValueError, std::out_of_range IndexError,
+//   std::runtime_error RuntimeError.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -66,20 +66,21 @@ BatchShape batch_shape(std::int64_t batch_size, std::int64_t length) {
 
 std::string describe(const py::handle& value) { return py::repr(value).cast<std::string>(); }
 
-// A field as Python sees it. The name is made once: that takes longer than to find it in a dict.
+// Python objects of one field. They are cached because creating them takes longer than a dict
+// lookup.
 struct PyField {
   py::str name;
   py::dtype dtype;
 };
 
-// The arrays of one call: borrowed pointers, and references that keep them alive while the GIL is
-// released.
+// The checked arrays of one call: their data pointers, and references that keep them alive while
+// the GIL is released.
 class Columns {
  public:
   enum class Access { kRead, kWrite };
   enum class Keys { kAll, kSome };
 
-  // Where only some keys are asked for, the pointers of the others are null.
+  // With Keys::kSome, the pointers of missing keys are null.
   Columns(const std::vector<FieldSpec>& fields, const std::vector<PyField>& py_fields,
           const py::dict& arrays, const Shape& leading, Access access, Keys keys = Keys::kAll) {
     data_.reserve(fields.size());
@@ -104,7 +105,7 @@ class Columns {
   std::byte* const* writable() const { return data_.data(); }
   const std::byte* const* readable() const { return data_.data(); }
 
-  // Throws std::invalid_argument where two of the arrays share memory.
+  // Throws std::invalid_argument if two of the arrays overlap.
   void require_disjoint(const std::vector<FieldSpec>& fields, std::size_t steps) const {
     for (std::size_t i = 0; i < data_.size(); ++i) {
       for (std::size_t j = 0; j < i; ++j) {
@@ -145,7 +146,7 @@ class Columns {
     if (access == Access::kWrite && !array.writeable()) {
       throw std::invalid_argument(subject() + "must be writeable");
     }
-    // The data pointer of a read-only array is only read from: add and restore take it as const.
+    // A read-only array is accessed through readable() only, which restores the const.
     return static_cast<std::byte*>(const_cast<void*>(array.data()));
   }
 
@@ -178,7 +179,7 @@ class Columns {
 
 using Handles = py::array_t<std::uint64_t>;
 
-// The memory of an array of handles, or null for none.
+// The data pointer of an array of handles; null for None.
 std::uint64_t* handles_of(const py::object& value, const BatchShape& batch) {
   if (value.is_none()) return nullptr;
   const Shape shape = {batch.batch_size, batch.length};
@@ -195,7 +196,7 @@ std::uint64_t* handles_of(const py::object& value, const BatchShape& batch) {
   return static_cast<std::uint64_t*>(array.mutable_data());
 }
 
-// Windows as an array (batches, rows, 2) of stream and first step, and back.
+// Converts windows to an array (batches, rows, 2) of stream and first step, and back.
 Handles windows_to_array(const std::vector<std::vector<Window>>& batches, std::size_t rows) {
   Handles array(Shape{batches.size(), rows, 2});
   std::uint64_t* output = array.mutable_data();
@@ -316,7 +317,7 @@ class PyReplayStore {
     store_.finish_loading(begin, progress);
   }
 
-  // The arrays of a batch, disjoint and writeable.
+  // Checks that the arrays of a batch fit, are writeable and do not overlap.
   Columns output_columns(const py::dict& outputs, const BatchShape& shape) const {
     Columns columns(store_.fields(), py_fields_, outputs, {shape.batch_size, shape.length},
                     Columns::Access::kWrite);
@@ -374,7 +375,7 @@ class PyBatchQueue {
   }
 
   ~PyBatchQueue() {
-    // The worker needs no GIL, but whoever it waits for may.
+    // The worker may wait for a thread that needs the GIL.
     const py::gil_scoped_release unlocked;
     queue_.reset();
   }
@@ -416,8 +417,8 @@ class PyBatchQueue {
 
  private:
   std::size_t batch_size_;
-  std::vector<Columns> columns_;  // keeps the arrays alive
-  std::vector<py::object> handles_;
+  std::vector<Columns> columns_;     // keeps the arrays alive
+  std::vector<py::object> handles_;  // likewise
   std::unique_ptr<BatchQueue> queue_;
 };
 

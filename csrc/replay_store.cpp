@@ -62,7 +62,7 @@ ReplayStore::ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field,
 
 Claim ReplayStore::claim(std::uint64_t oldest) {
   if (claims_process_ != getpid()) {
-    claims_.clear();  // a forked parent's readers read the parent's memory
+    claims_.clear();  // those of the parent's threads, which do not exist after a fork
     claims_process_ = getpid();
   }
   claims_.insert(oldest);
@@ -92,7 +92,7 @@ void ReplayStore::add(const std::byte* const* columns) {
   std::unique_lock lock(mutex_);
   const std::uint64_t step = held_.end;
   const bool opens_segment = segmented_ && step % ring_.segment_steps() == 0;
-  // Slots that are given up now, counted from this step's own.
+  // The number of slots that this step gives up, starting with its own.
   const std::uint64_t given_up = opens_segment ? ring_.segment_steps() : 1;
   if (step + given_up > ring_.slots()) await_claims(lock, step + given_up - ring_.slots());
   if (opens_segment) ring_.clear_segment(step);
@@ -113,7 +113,7 @@ View ReplayStore::view() {
 
 Draw ReplayStore::draw(const BatchShape& shape, const View* view) {
   std::unique_lock lock(mutex_);
-  // Who holds a view must not wait for those who wait for its end.
+  // A draw from a view must not wait for exclusive operations, which wait for the view's end.
   if (view == nullptr) released_.wait(lock, [&] { return exclusive_ == 0; });
   Draw made;
   made.windows = sampler_.draw(ring_.streams(), view != nullptr ? view->steps : held_, shape);
@@ -200,7 +200,7 @@ void ReplayStore::restore(std::size_t steps, const std::byte* const* columns,
                           const Progress& progress) {
   const std::lock_guard adding(add_mutex_);
   const Exclusive exclusive(this);
-  // A new ring costs only address space, and the old one's memory is free before the copy begins.
+  // The old ring releases its memory before the new one, which is only reserved, is filled.
   ring_ = StepRing(fields_, ring_.shape());
   const std::size_t kept = std::min(steps, stream_capacity_);
   held_ = {progress.steps_added - kept, progress.steps_added};

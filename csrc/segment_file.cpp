@@ -20,7 +20,7 @@ constexpr std::size_t kChunkBytes = std::size_t{1} << 20;
   throw std::runtime_error(path + ": " + std::strerror(error));
 }
 
-// Eight tables let the loop below take eight bytes at once.
+// With eight tables, checksum() processes eight bytes per iteration.
 using Tables = std::array<std::array<std::uint32_t, 256>, 8>;
 
 constexpr Tables make_tables() {
@@ -74,7 +74,7 @@ void require_checksum(const OpenFile& file, std::uint32_t actual, std::uint32_t 
   if (actual != expected) throw std::runtime_error(file.path() + ": does not match its checksum");
 }
 
-// Calls visit(part) for parts of at most kChunkBytes, in the order of the spans.
+// Splits the spans into parts of at most kChunkBytes and calls visit(part) for each, in order.
 template <typename Visit>
 void for_each_chunk(const std::vector<Span>& spans, const Visit& visit) {
   for (const Span& span : spans) {

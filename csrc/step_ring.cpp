@@ -9,7 +9,7 @@ namespace replay {
 namespace {
 
 constexpr std::size_t kLargest = std::numeric_limits<std::size_t>::max() / 2;
-constexpr std::size_t kFieldAlignment = 64;  // a cache line: copies start on one
+constexpr std::size_t kFieldAlignment = 64;  // one cache line
 
 std::size_t product(std::size_t a, std::size_t b, const char* what) {
   if (b != 0 && a > kLargest / b) {

@@ -1,4 +1,4 @@
-"""The C++ replay; `mudreamer_fast.replay.ReplayBuffer` is its face."""
+"""The C++ replay store; use it through `mudreamer_fast.replay.ReplayBuffer`."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -156,7 +156,7 @@ TEST(an_add_beyond_the_spare_steps_waits_for_the_view_to_end) {
   queue.hold_view();
   fill(store, 9, 10);
   Watched adder([&] { fill(store, 10, 11); });
-  Watched writer([&] {  // waits to be alone, and must not keep the queue waiting
+  Watched writer([&] {  // an exclusive operation: it must not block the queue while it waits
     const std::uint64_t handle = 10;
     const std::byte* values[] = {nullptr, nullptr, nullptr, nullptr};
     bool written = false;

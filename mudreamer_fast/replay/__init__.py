@@ -1,4 +1,4 @@
-"""Replay: steps of every environment stream in, batches of sequences out."""
+"""Replay buffer: stores the steps of all environment streams and samples batches of sequences."""
 
 from mudreamer_fast.replay.batch import Batch, FieldLike
 from mudreamer_fast.replay.batch_queue import BatchQueue

@@ -1,4 +1,4 @@
-"""Batches copied out of a replay buffer ahead of whoever learns from them."""
+"""A queue of batches that are copied out of a replay buffer ahead of their use."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from mudreamer_fast.replay.batch import HANDLE, Allocate, Batch, Layout
 
 
 class BatchQueue:
-    """Batches in the order in which they are drawn, the next ones already on their way.
+    """Batches in the order in which they were drawn; the next `ahead` ones are pending.
 
-    A batch is drawn inside `next`, `ahead` calls before it is handed out: what the batches hold
-    depends on the order of calls alone, and a step added since is in none of those under way. A
-    thread copies them meanwhile, into arrays that go round; nobody overwrites the steps they need.
+    `next` draws a batch `ahead` calls before it returns it. The contents of the batches therefore
+    depend only on the order of calls, and a pending batch contains no steps that are added later.
+    A worker thread copies them into a fixed set of arrays that are reused in turn. The steps of
+    pending batches are not overwritten before they are copied (`csrc/batch_queue.h`).
 
-    Made by `ReplayBuffer.batches`.
+    Created by `ReplayBuffer.batches`.
     """
 
     def __init__(
@@ -46,47 +47,53 @@ class BatchQueue:
         ]
 
     def next(self) -> Batch:
-        """The oldest batch; its arrays are the caller's until the next call.
+        """Return the oldest pending batch; its arrays are valid until the next call.
 
         Raises:
-            RuntimeError: too few steps are held for a window, or this is closed.
+            RuntimeError: no stream holds enough steps for a window, or the queue is closed.
         """
         return self._batches[self._queue.next()]
 
     def hold_view(self) -> None:
-        """Have `next` draw from what is held now, whatever is added until `release_view`.
+        """Make `next` draw from the steps that are held now, until `release_view`.
 
-        With it a learner in a thread of its own gets the same batches however fast it is. A full
-        buffer takes `spare_steps` steps of each stream meanwhile; further ones wait.
+        The batches of a learner in another thread are then independent of timing. Meanwhile a full
+        buffer accepts `spare_steps` more steps per stream; further calls of `add` wait.
         """
         self._queue.hold_view()
 
     def release_view(self) -> None:
-        """Have `next` draw from what is held when it is called, as before `hold_view`."""
+        """Make `next` draw from the steps that are held when it is called, the default."""
         self._queue.release_view()
 
     def pending(self, with_last: bool = False) -> NDArray[np.uint64]:
-        """The windows of the batches that are drawn and not handed out yet.
+        """Return the windows of the pending batches: those drawn that `next` has not returned.
 
         Args:
-            with_last: have the batch that `next` gave last before them, if there is one.
+            with_last: prepend the batch that `next` returned last, if there is one.
 
         Returns:
-            (batches, B, 2), oldest first: each window's stream and first step.
+            (batches, B, 2), oldest first: the stream and the first step of each window.
         """
         return self._queue.pending(with_last)
 
     def resume(self, windows: NDArray[Any]) -> bool:
-        """Go on with what `pending` said once, in a buffer with the same contents, before all else.
+        """Take up pending batches, such as those of a checkpoint, before drawing new ones.
 
         Args:
-            windows: (batches, B, 2), at most `ahead + 1` batches.
+            windows: a result of `pending`, (batches, B, 2) with at most `ahead + 1` batches, for a
+                buffer with the same contents.
 
         Returns:
-            Whether they are drawn; not where a step is no longer held.
+            Whether the batches are pending now; False, with nothing changed, if one of their steps
+            is no longer held or their number or size does not fit.
+
+        Raises:
+            ValueError: `windows` has another number of dimensions, or its last is not 2.
+            RuntimeError: the queue is closed.
         """
         return self._queue.resume(np.ascontiguousarray(windows, np.uint64))
 
     def close(self) -> None:
-        """End the thread; a `next` that waits raises, and so do later ones."""
+        """Stop the worker thread; a waiting `next` and later ones raise."""
         self._queue.close()
