@@ -14,9 +14,8 @@ constexpr const char* kClosed = "this queue of batches is closed";
 
 }  // namespace
 
-BatchQueue::BatchQueue(ReplayStore& store, std::size_t batch, std::size_t length,
-                       std::vector<Slot> slots)
-    : store_(store), batch_(batch), length_(length), slots_(std::move(slots)), process_(getpid()) {
+BatchQueue::BatchQueue(ReplayStore& store, const BatchShape& shape, std::vector<Slot> slots)
+    : store_(store), shape_(shape), slots_(std::move(slots)), process_(getpid()) {
   if (slots_.empty()) throw std::invalid_argument("a queue needs room for at least one batch");
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) free_.push_back(slot);
   worker_ = std::thread([this] { work(); });
@@ -26,7 +25,7 @@ BatchQueue::~BatchQueue() {
   if (process_ == getpid()) {
     close();
   } else {
-    new std::thread(std::move(worker_));  // it never ran in this process: nothing can be joined
+    new std::thread(std::move(worker_));  // leaked: after a fork there is no thread to join
   }
 }
 
@@ -41,27 +40,27 @@ void BatchQueue::close() {
   changed_.notify_all();
   if (worker.joinable()) worker.join();
   const std::lock_guard lock(mutex_);
-  jobs_.clear();  // and their claims
+  jobs_.clear();  // releases their claims
 }
 
 std::size_t BatchQueue::next() {
   require_own_process();
   const std::lock_guard calling(calls_);
-  // Drawn without mutex_: a draw may have to wait for somebody who waits for the worker.
+  // mutex_ is not held here: draw() may wait for a call that waits for the worker's claims.
   std::vector<Draw> draws(require_open());
-  for (Draw& draw : draws) draw = store_.draw(batch_, length_, view_ ? &*view_ : nullptr);
+  for (Draw& draw : draws) draw = store_.draw(shape_, view_ ? &*view_ : nullptr);
   std::unique_lock lock(mutex_);
-  if (in_hand_) {
-    free_.push_back(in_hand_->slot);
-    in_hand_.reset();
+  if (last_) {
+    free_.push_back(last_->slot);
+    last_.reset();
   }
-  start(std::move(draws));
+  enqueue(std::move(draws));
   changed_.wait(lock, [&] { return closed_ || error_ || jobs_.front().done; });
   if (closed_) throw std::runtime_error(kClosed);
   if (error_) std::rethrow_exception(error_);
-  in_hand_ = std::move(jobs_.front());
+  last_ = std::move(jobs_.front());
   jobs_.pop_front();
-  return in_hand_->slot;
+  return last_->slot;
 }
 
 void BatchQueue::hold_view() {
@@ -79,33 +78,35 @@ void BatchQueue::release_view() {
 
 std::vector<std::vector<Window>> BatchQueue::pending(bool with_last) const {
   const std::lock_guard lock(mutex_);
-  std::vector<std::vector<Window>> found;
-  if (with_last && in_hand_) found.push_back(in_hand_->draw.windows);
-  for (const Job& job : jobs_) found.push_back(job.draw.windows);
-  return found;
+  std::vector<std::vector<Window>> batches;
+  if (with_last && last_) batches.push_back(last_->draw.windows);
+  for (const Job& job : jobs_) batches.push_back(job.draw.windows);
+  return batches;
 }
 
 bool BatchQueue::resume(std::vector<std::vector<Window>> batches) {
   require_own_process();
   const std::lock_guard calling(calls_);
   if (batches.size() > require_open()) return false;
-  std::vector<Draw> draws(batches.size());
-  for (std::size_t i = 0; i < batches.size(); ++i) {
-    if (batches[i].size() != batch_) return false;
-    if (!store_.resume_draw(std::move(batches[i]), length_, &draws[i])) return false;
+  std::vector<Draw> draws;
+  for (std::vector<Window>& windows : batches) {
+    if (windows.size() != shape_.batch_size) return false;
+    std::optional<Draw> draw = store_.resume_draw(std::move(windows), shape_.length);
+    if (!draw) return false;
+    draws.push_back(std::move(*draw));
   }
   const std::lock_guard lock(mutex_);
-  start(std::move(draws));
+  enqueue(std::move(draws));
   return true;
 }
 
 std::size_t BatchQueue::require_open() const {
   const std::lock_guard lock(mutex_);
   if (closed_) throw std::runtime_error(kClosed);
-  return free_.size() + (in_hand_ ? 1 : 0);
+  return free_.size() + (last_ ? 1 : 0);
 }
 
-void BatchQueue::start(std::vector<Draw> draws) {
+void BatchQueue::enqueue(std::vector<Draw> draws) {
   for (Draw& draw : draws) {
     jobs_.push_back({free_.front(), std::move(draw), false});
     free_.pop_front();
@@ -121,7 +122,7 @@ void BatchQueue::work() {
     };
     changed_.wait(lock, [&] { return closed_ || waiting() != jobs_.end(); });
     if (closed_) return;
-    // A deque's elements stay where they are while others come and go at its ends.
+    // Insertion and removal at the ends of a deque do not invalidate references to elements.
     Job& job = *waiting();
     const Slot& slot = slots_[job.slot];
     lock.unlock();

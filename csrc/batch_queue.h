@@ -1,15 +1,18 @@
-// Batches that are copied out ahead of whoever learns from them, by a thread of their own.
+// A queue of batches that a worker thread copies ahead of their use.
 //
-// What a batch holds is settled when it is drawn, and it is drawn by the caller's thread, inside
-// next(): the batches depend on the order of calls alone, never on how fast the copying goes.
+// The windows of a batch are drawn by the thread that calls next(); the worker only copies them.
+// The contents of the batches therefore depend only on the order of calls, not on timing. A batch
+// is pending from its draw until next() returns it.
 //
-// Ownership: borrows the store, which must outlive it, and the memory of its slots. A slot's
-//   memory is the caller's to read from the return of next() to the next call of it.
-// Threads: every method may be called from any thread; calls of next() wait for each other. close()
-//   may come at any time: a waiting next() then throws. A forked process has no use of the parent's
-//   queue: next() throws there.
-// Complexity: next() draws in O(batch) and waits for a copy only where it is not done yet.
-// Errors: those of ReplayStore::draw, before anything has changed; std::runtime_error once closed.
+// Ownership: borrows the store, which must outlive the queue, and the memory of the slots. The
+//   caller may read the slot that next() returned until its next call of next().
+// Threads: every method may be called from any thread; concurrent calls of next() are serialized.
+//   close() may be called at any time and makes a waiting next() throw. After a fork the child
+//   cannot use the queue: its calls throw, and its destructor does not join the worker.
+// Complexity: next() draws in O(batch_size) per batch and waits only if the copy is unfinished.
+// Errors: those of ReplayStore::draw, with the queue unchanged; std::runtime_error from next() and
+//   resume() after close(). An error of ReplayStore::copy stops the worker, and every later next()
+//   throws it.
 
 #pragma once
 
@@ -31,33 +34,34 @@ namespace replay {
 
 class BatchQueue {
  public:
-  // Room for one batch: outputs as in ReplayStore::copy.
+  // Memory for one batch, as ReplayStore::copy takes it; `handles` may be null.
   struct Slot {
     std::vector<std::byte*> outputs;
     std::uint64_t* handles = nullptr;
   };
 
-  // Keeps one batch fewer ahead than there are slots: the last is the caller's.
-  BatchQueue(ReplayStore& store, std::size_t batch, std::size_t length, std::vector<Slot> slots);
+  // Keeps slots.size() - 1 batches pending; the caller uses the remaining slot.
+  BatchQueue(ReplayStore& store, const BatchShape& shape, std::vector<Slot> slots);
   ~BatchQueue();
   BatchQueue(const BatchQueue&) = delete;
   BatchQueue& operator=(const BatchQueue&) = delete;
 
-  // Draws a batch into every free slot, the one that was handed out last among them, and hands out
-  // the oldest batch: the number of its slot.
+  // Frees the slot that was returned last, draws a batch for every free slot, waits until the
+  // oldest pending batch is copied and returns the index of its slot.
   std::size_t next();
 
-  // Has next() draw from what the store holds now until release_view(), whatever is added
-  // meanwhile: so that another thread's calls of next() depend on this moment alone.
+  // Makes next() draw from the steps that the store holds now until release_view(), regardless of
+  // steps added in between. Batches drawn by another thread are thereby reproducible.
   void hold_view();
   void release_view();
 
-  // The windows of the batches that are drawn and not handed out, oldest first; `with_last` has
-  // those of the one that next() handed out last before them.
+  // The windows of the pending batches, oldest first. With `with_last`, those of the batch that
+  // next() returned last precede them.
   std::vector<std::vector<Window>> pending(bool with_last) const;
 
-  // Draws these windows, each a batch, before any other and without the generator. False, and
-  // nothing is drawn, where one of them is not held, or there are more batches than free slots.
+  // Appends batches of these windows, one batch each, to the pending ones; the generator does not
+  // advance. Returns false, with the queue unchanged, if a window is not held or of another size,
+  // or if there are more batches than free slots.
   bool resume(std::vector<std::vector<Window>> batches);
 
   void close();
@@ -70,24 +74,25 @@ class BatchQueue {
   };
 
   void work();
-  // Slots that are free, or are once the caller gives his back.
+  // Throws if the queue is closed. Returns the number of slots that are free or returned last.
   std::size_t require_open() const;
-  void start(std::vector<Draw> draws);  // with mutex_ held, in free slots
+  // Assigns free slots to the draws; the caller holds mutex_.
+  void enqueue(std::vector<Draw> draws);
   void require_own_process() const;
 
   ReplayStore& store_;
-  const std::size_t batch_;
-  const std::size_t length_;
+  const BatchShape shape_;
   const std::vector<Slot> slots_;
   const pid_t process_;
 
-  std::mutex calls_;  // one caller at a time; taken before mutex_; guards view_
+  std::mutex calls_;  // serializes callers and guards view_; locked before mutex_
   std::optional<View> view_;
-  mutable std::mutex mutex_;  // guards all below; never held while the store may make us wait
+  mutable std::mutex
+      mutex_;  // guards the members below; never held during calls that the store may block
   std::condition_variable changed_;
   std::deque<std::size_t> free_;
-  std::deque<Job> jobs_;        // oldest first; a job stays in its place when others come or go
-  std::optional<Job> in_hand_;  // its windows; the claim has ended
+  std::deque<Job> jobs_;     // pending batches, oldest first
+  std::optional<Job> last_;  // the batch that next() returned last; its claim is released
   std::exception_ptr error_;
   bool closed_ = false;
   std::thread worker_;

@@ -1,10 +1,10 @@
-// The Python face of ReplayStore and BatchQueue: checks arrays, hands over pointers, lets go of the
+// Python bindings of ReplayStore and BatchQueue: they check arrays, pass pointers and release the
 // GIL.
 //
-// Arrays are refused rather than converted: exact dtype, exact shape, C-contiguous, and writeable
-// where they are written. The GIL is never held while a lock of the store is awaited.
-// std::invalid_argument becomes ValueError, std::out_of_range IndexError, std::runtime_error
-// RuntimeError.
+// Arrays must have the exact dtype and shape, be C-contiguous, and be writeable where they are
+// outputs; they are never converted. No call waits for a lock of the store with the GIL held.
+// Errors: std::invalid_argument becomes ValueError, std::out_of_range IndexError,
+//   std::runtime_error RuntimeError.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -28,10 +28,13 @@ namespace py = pybind11;
 namespace {
 
 using replay::BatchQueue;
+using replay::BatchShape;
 using replay::DType;
 using replay::FieldSpec;
+using replay::Progress;
 using replay::ReplayOptions;
 using replay::ReplayStore;
+using replay::SegmentPart;
 using replay::Window;
 using Shape = std::vector<std::size_t>;
 
@@ -57,27 +60,32 @@ std::size_t positive(const char* what, std::int64_t value) {
   return static_cast<std::size_t>(value);
 }
 
+BatchShape batch_shape(std::int64_t batch_size, std::int64_t length) {
+  return {positive("batch_size", batch_size), positive("length", length)};
+}
+
 std::string describe(const py::handle& value) { return py::repr(value).cast<std::string>(); }
 
-// A field as Python sees it. The name is made once: that takes longer than to find it in a dict.
+// Python objects of one field. They are cached because creating them takes longer than a dict
+// lookup.
 struct PyField {
   py::str name;
   py::dtype dtype;
 };
 
-// The arrays of one call: borrowed pointers, and references that keep them alive while the GIL is
-// released.
+// The checked arrays of one call: their data pointers, and references that keep them alive while
+// the GIL is released.
 class Columns {
  public:
   enum class Access { kRead, kWrite };
   enum class Keys { kAll, kSome };
 
-  // Where only some keys are asked for, the pointers of the others are null.
+  // With Keys::kSome, the pointers of missing keys are null.
   Columns(const std::vector<FieldSpec>& fields, const std::vector<PyField>& py_fields,
           const py::dict& arrays, const Shape& leading, Access access, Keys keys = Keys::kAll) {
     data_.reserve(fields.size());
     alive_.reserve(fields.size());
-    std::size_t found = 0;
+    std::size_t present = 0;
     for (std::size_t i = 0; i < fields.size(); ++i) {
       const FieldSpec& field = fields[i];
       const auto& [key, dtype] = py_fields[i];
@@ -89,15 +97,15 @@ class Columns {
       py::object value = arrays[key];
       data_.push_back(checked(field, dtype, value, leading, access));
       alive_.push_back(std::move(value));
-      ++found;
+      ++present;
     }
-    if (arrays.size() != found) throw_unexpected(fields, arrays, keys);
+    if (arrays.size() != present) throw_unexpected(fields, arrays, keys);
   }
 
   std::byte* const* writable() const { return data_.data(); }
   const std::byte* const* readable() const { return data_.data(); }
 
-  // Throws std::invalid_argument where two of the arrays share memory.
+  // Throws std::invalid_argument if two of the arrays overlap.
   void require_disjoint(const std::vector<FieldSpec>& fields, std::size_t steps) const {
     for (std::size_t i = 0; i < data_.size(); ++i) {
       for (std::size_t j = 0; j < i; ++j) {
@@ -138,7 +146,7 @@ class Columns {
     if (access == Access::kWrite && !array.writeable()) {
       throw std::invalid_argument(subject() + "must be writeable");
     }
-    // The data pointer of a read-only array is only read from: add and restore take it as const.
+    // A read-only array is accessed through readable() only, which restores the const.
     return static_cast<std::byte*>(const_cast<void*>(array.data()));
   }
 
@@ -171,22 +179,24 @@ class Columns {
 
 using Handles = py::array_t<std::uint64_t>;
 
-// The memory of an array of handles, or null for none.
-std::uint64_t* handles_of(const py::object& value, const Shape& shape) {
+// The data pointer of an array of handles; null for None.
+std::uint64_t* handles_of(const py::object& value, const BatchShape& batch) {
   if (value.is_none()) return nullptr;
-  const char* expected = "handles must be a C-contiguous, writeable numpy array of uint64, shape ";
-  const std::string wanted = expected + describe(py::tuple(py::cast(shape)));
-  if (!py::isinstance<py::array>(value)) throw std::invalid_argument(wanted);
+  const Shape shape = {batch.batch_size, batch.length};
+  const std::string expected =
+      "handles must be a C-contiguous, writeable numpy array of uint64, shape " +
+      describe(py::tuple(py::cast(shape)));
+  if (!py::isinstance<py::array>(value)) throw std::invalid_argument(expected);
   auto array = py::reinterpret_borrow<py::array>(value);
   const Shape actual(array.shape(), array.shape() + array.ndim());
   if (!array.dtype().equal(py::dtype::of<std::uint64_t>()) || actual != shape ||
       (array.flags() & py::array::c_style) == 0 || !array.writeable()) {
-    throw std::invalid_argument(wanted);
+    throw std::invalid_argument(expected);
   }
   return static_cast<std::uint64_t*>(array.mutable_data());
 }
 
-// Windows as an array (batches, rows, 2) of stream and first step, and back.
+// Converts windows to an array (batches, rows, 2) of stream and first step, and back.
 Handles windows_to_array(const std::vector<std::vector<Window>>& batches, std::size_t rows) {
   Handles array(Shape{batches.size(), rows, 2});
   std::uint64_t* output = array.mutable_data();
@@ -216,11 +226,11 @@ std::vector<std::vector<Window>> windows_from_array(
   return batches;
 }
 
-class Replay {
+class PyReplayStore {
  public:
   using Field = std::tuple<std::string, py::dtype, Shape>;
 
-  Replay(const std::vector<Field>& fields, const ReplayOptions& options)
+  PyReplayStore(const std::vector<Field>& fields, const ReplayOptions& options)
       : py_fields_(py_fields_of(fields)), store_(specs_of(fields), first_of(fields), options) {}
 
   void add(const py::dict& step) {
@@ -230,13 +240,13 @@ class Replay {
     store_.add(columns.readable());
   }
 
-  void sample(std::int64_t batch, std::int64_t length, const py::dict& outputs,
+  void sample(std::int64_t batch_size, std::int64_t length, const py::dict& outputs,
               const py::object& handles) {
-    const Shape leading = {positive("batch", batch), positive("length", length)};
-    const Columns columns = output_columns(outputs, leading);
-    std::uint64_t* named = handles_of(handles, leading);
+    const BatchShape shape = batch_shape(batch_size, length);
+    const Columns columns = output_columns(outputs, shape);
+    std::uint64_t* handles_output = handles_of(handles, shape);
     const py::gil_scoped_release unlocked;
-    store_.sample(leading[0], leading[1], columns.writable(), named);
+    store_.sample(shape, columns.writable(), handles_output);
   }
 
   py::array_t<bool> write_back(const py::array_t<std::uint64_t, py::array::c_style>& handles,
@@ -255,23 +265,19 @@ class Replay {
     return written;
   }
 
-  std::optional<std::pair<std::uint64_t, std::uint64_t>> snapshot(std::size_t steps,
-                                                                  const py::dict& outputs) {
+  std::optional<Progress> snapshot(std::size_t steps, const py::dict& outputs) {
     const Columns columns(store_.fields(), py_fields_, outputs, {store_.streams(), steps},
                           Columns::Access::kWrite);
     columns.require_disjoint(store_.fields(), store_.streams() * steps);
     const py::gil_scoped_release unlocked;
-    ReplayStore::Marks marks;
-    if (!store_.snapshot(steps, columns.writable(), &marks)) return std::nullopt;
-    return std::pair(marks.steps_added, marks.generator);
+    return store_.snapshot(steps, columns.writable());
   }
 
-  void restore(std::size_t steps, const py::dict& contents, std::uint64_t steps_added,
-               std::uint64_t generator) {
+  void restore(std::size_t steps, const py::dict& contents, const Progress& progress) {
     const Columns columns(store_.fields(), py_fields_, contents, {store_.streams(), steps},
                           Columns::Access::kRead);
     const py::gil_scoped_release unlocked;
-    store_.restore(steps, columns.readable(), {steps_added, generator});
+    store_.restore(steps, columns.readable(), progress);
   }
 
   std::size_t steps() const {
@@ -291,11 +297,9 @@ class Replay {
 
   std::size_t step_bytes() const { return store_.step_bytes(); }
 
-  std::tuple<std::uint64_t, std::size_t, std::uint32_t> write_segment(std::uint64_t step,
-                                                                      const std::string& path) {
+  std::optional<SegmentPart> write_segment(std::uint64_t step, const std::string& path) {
     const py::gil_scoped_release unlocked;
-    const ReplayStore::SegmentPart part = store_.write_segment(step, path);
-    return {part.first, part.steps, part.checksum};
+    return store_.write_segment(step, path);
   }
 
   void map_segment(std::uint64_t step, const std::string& path) {
@@ -303,25 +307,25 @@ class Replay {
     store_.map_segment(step, path);
   }
 
-  void load_segment(std::uint64_t first, std::size_t steps, std::uint32_t checksum,
-                    const std::string& path, bool mark_first) {
+  void load_segment(const SegmentPart& part, const std::string& path, bool mark_first) {
     const py::gil_scoped_release unlocked;
-    store_.load_segment({first, steps, checksum}, path, mark_first);
+    store_.load_segment(part, path, mark_first);
   }
 
-  void resume(std::uint64_t begin, std::uint64_t steps_added, std::uint64_t generator) {
+  void finish_loading(std::uint64_t begin, const Progress& progress) {
     const py::gil_scoped_release unlocked;
-    store_.resume(begin, {steps_added, generator});
+    store_.finish_loading(begin, progress);
   }
 
-  // The arrays of a batch, disjoint and writeable.
-  Columns output_columns(const py::dict& outputs, const Shape& leading) const {
-    Columns columns(store_.fields(), py_fields_, outputs, leading, Columns::Access::kWrite);
-    columns.require_disjoint(store_.fields(), leading[0] * leading[1]);
+  // Checks that the arrays of a batch fit, are writeable and do not overlap.
+  Columns output_columns(const py::dict& outputs, const BatchShape& shape) const {
+    Columns columns(store_.fields(), py_fields_, outputs, {shape.batch_size, shape.length},
+                    Columns::Access::kWrite);
+    columns.require_disjoint(store_.fields(), shape.batch_size * shape.length);
     return columns;
   }
 
-  ReplayStore& store() { return store_; }
+  ReplayStore& wrapped() { return store_; }
 
  private:
   static std::vector<PyField> py_fields_of(const std::vector<Field>& fields) {
@@ -349,30 +353,29 @@ class Replay {
   ReplayStore store_;
 };
 
-class Queue {
+class PyBatchQueue {
  public:
-  Queue(Replay& replay, std::int64_t batch, std::int64_t length,
-        const std::vector<py::dict>& outputs, const std::vector<py::object>& handles)
-      : batch_(positive("batch", batch)) {
-    const Shape leading = {batch_, positive("length", length)};
+  PyBatchQueue(PyReplayStore& store, const BatchShape& shape, const std::vector<py::dict>& outputs,
+               const std::vector<py::object>& handles)
+      : batch_size_(shape.batch_size) {
     if (handles.size() != outputs.size()) {
       throw std::invalid_argument("handles must be given, or None, for each of the outputs");
     }
     std::vector<BatchQueue::Slot> slots;
     for (std::size_t i = 0; i < outputs.size(); ++i) {
-      columns_.push_back(replay.output_columns(outputs[i], leading));
+      columns_.push_back(store.output_columns(outputs[i], shape));
       slots.emplace_back();
-      for (std::size_t field = 0; field < replay.store().fields().size(); ++field) {
+      for (std::size_t field = 0; field < store.wrapped().fields().size(); ++field) {
         slots.back().outputs.push_back(columns_.back().writable()[field]);
       }
-      slots.back().handles = handles_of(handles[i], leading);
+      slots.back().handles = handles_of(handles[i], shape);
       handles_.push_back(handles[i]);
     }
-    queue_ = std::make_unique<BatchQueue>(replay.store(), leading[0], leading[1], slots);
+    queue_ = std::make_unique<BatchQueue>(store.wrapped(), shape, slots);
   }
 
-  ~Queue() {
-    // The worker needs no GIL, but whoever it waits for may.
+  ~PyBatchQueue() {
+    // The worker may wait for a thread that needs the GIL.
     const py::gil_scoped_release unlocked;
     queue_.reset();
   }
@@ -398,7 +401,7 @@ class Queue {
       const py::gil_scoped_release unlocked;
       batches = queue_->pending(with_last);
     }
-    return windows_to_array(batches, batch_);
+    return windows_to_array(batches, batch_size_);
   }
 
   bool resume(const py::array_t<std::uint64_t, py::array::c_style>& windows) {
@@ -413,57 +416,89 @@ class Queue {
   }
 
  private:
-  std::size_t batch_;
-  std::vector<Columns> columns_;  // keeps the arrays alive
-  std::vector<py::object> handles_;
+  std::size_t batch_size_;
+  std::vector<Columns> columns_;     // keeps the arrays alive
+  std::vector<py::object> handles_;  // likewise
   std::unique_ptr<BatchQueue> queue_;
 };
+
+void bind_structs(py::module_& module) {
+  py::class_<Progress>(module, "Progress")
+      .def(py::init([](std::uint64_t steps_added, std::uint64_t generator) {
+             return Progress{steps_added, generator};
+           }),
+           py::kw_only(), py::arg("steps_added"), py::arg("generator"))
+      .def_readonly("steps_added", &Progress::steps_added)
+      .def_readonly("generator", &Progress::generator);
+  py::class_<SegmentPart>(module, "SegmentPart")
+      .def(py::init([](std::uint64_t first, std::size_t steps, std::uint32_t checksum) {
+             return SegmentPart{first, steps, checksum};
+           }),
+           py::kw_only(), py::arg("first"), py::arg("steps"), py::arg("checksum"))
+      .def_readonly("first", &SegmentPart::first)
+      .def_readonly("steps", &SegmentPart::steps)
+      .def_readonly("checksum", &SegmentPart::checksum);
+}
+
+void bind_store(py::module_& module) {
+  py::class_<PyReplayStore>(module, "ReplayStore")
+      .def(py::init([](const std::vector<PyReplayStore::Field>& fields, std::int64_t streams,
+                       std::int64_t stream_capacity_steps, std::uint64_t seed, std::int64_t threads,
+                       std::int64_t spare_steps, std::optional<std::int64_t> segment_steps) {
+             ReplayOptions options;
+             options.streams = positive("streams", streams);
+             options.stream_capacity_steps =
+                 positive("stream_capacity_steps", stream_capacity_steps);
+             options.seed = seed;
+             options.threads = positive("threads", threads);
+             options.spare_steps = positive("spare_steps", spare_steps);
+             if (segment_steps) options.segment_steps = positive("segment_steps", *segment_steps);
+             return std::make_unique<PyReplayStore>(fields, options);
+           }),
+           py::arg("fields"), py::kw_only(), py::arg("streams"), py::arg("stream_capacity_steps"),
+           py::arg("seed"), py::arg("threads"), py::arg("spare_steps"), py::arg("segment_steps"))
+      .def("add", &PyReplayStore::add, py::arg("step"))
+      .def("sample", &PyReplayStore::sample, py::kw_only(), py::arg("batch_size"),
+           py::arg("length"), py::arg("outputs"), py::arg("handles"))
+      .def("write_back", &PyReplayStore::write_back, py::arg("handles").noconvert(),
+           py::arg("values"))
+      .def("snapshot", &PyReplayStore::snapshot, py::arg("steps"), py::arg("outputs"))
+      .def("restore", &PyReplayStore::restore, py::arg("steps"), py::arg("contents"),
+           py::arg("progress"))
+      .def("write_segment", &PyReplayStore::write_segment, py::arg("step"), py::arg("path"))
+      .def("map_segment", &PyReplayStore::map_segment, py::arg("step"), py::arg("path"))
+      .def("load_segment", &PyReplayStore::load_segment, py::arg("part"), py::arg("path"),
+           py::kw_only(), py::arg("mark_first"))
+      .def("finish_loading", &PyReplayStore::finish_loading, py::arg("begin"), py::arg("progress"))
+      .def_property_readonly("steps", &PyReplayStore::steps)
+      .def_property_readonly("steps_added", &PyReplayStore::steps_added)
+      .def_property_readonly("generator", &PyReplayStore::generator)
+      .def_property_readonly("step_bytes", &PyReplayStore::step_bytes);
+}
+
+void bind_queue(py::module_& module) {
+  py::class_<PyBatchQueue>(module, "BatchQueue")
+      .def(py::init([](PyReplayStore& store, std::int64_t batch_size, std::int64_t length,
+                       const std::vector<py::dict>& outputs,
+                       const std::vector<py::object>& handles) {
+             return std::make_unique<PyBatchQueue>(store, batch_shape(batch_size, length), outputs,
+                                                   handles);
+           }),
+           py::keep_alive<1, 2>(), py::arg("store"), py::kw_only(), py::arg("batch_size"),
+           py::arg("length"), py::arg("outputs"), py::arg("handles"))
+      .def("next", &PyBatchQueue::next)
+      .def("hold_view", &PyBatchQueue::hold_view)
+      .def("release_view", &PyBatchQueue::release_view)
+      .def("pending", &PyBatchQueue::pending, py::arg("with_last"))
+      .def("resume", &PyBatchQueue::resume, py::arg("windows"))
+      .def("close", &PyBatchQueue::close);
+}
 
 }  // namespace
 
 PYBIND11_MODULE(_replay, module) {
   module.doc() = "Storage and sampling of replayed steps; use mudreamer_fast.replay.";
-  py::class_<Replay>(module, "Replay")
-      .def(py::init([](const std::vector<Replay::Field>& fields, std::int64_t streams,
-                       std::int64_t capacity_steps, std::uint64_t seed, std::int64_t threads,
-                       std::int64_t spare_steps, std::optional<std::int64_t> segment_steps) {
-             ReplayOptions options;
-             options.streams = positive("streams", streams);
-             options.capacity_steps = positive("capacity_steps", capacity_steps);
-             options.seed = seed;
-             options.threads = positive("threads", threads);
-             options.spare_steps = positive("spare_steps", spare_steps);
-             if (segment_steps) options.segment_steps = positive("segment_steps", *segment_steps);
-             return std::make_unique<Replay>(fields, options);
-           }),
-           py::arg("fields"), py::kw_only(), py::arg("streams"), py::arg("capacity_steps"),
-           py::arg("seed"), py::arg("threads"), py::arg("spare_steps"), py::arg("segment_steps"))
-      .def("add", &Replay::add, py::arg("step"))
-      .def("sample", &Replay::sample, py::arg("batch"), py::arg("length"), py::arg("outputs"),
-           py::arg("handles"))
-      .def("write_back", &Replay::write_back, py::arg("handles").noconvert(), py::arg("values"))
-      .def("snapshot", &Replay::snapshot, py::arg("steps"), py::arg("outputs"))
-      .def("restore", &Replay::restore, py::arg("steps"), py::arg("contents"),
-           py::arg("steps_added"), py::arg("generator"))
-      .def("write_segment", &Replay::write_segment, py::arg("step"), py::arg("path"))
-      .def("map_segment", &Replay::map_segment, py::arg("step"), py::arg("path"))
-      .def("load_segment", &Replay::load_segment, py::arg("first"), py::arg("steps"),
-           py::arg("checksum"), py::arg("path"), py::arg("mark_first"))
-      .def("resume", &Replay::resume, py::arg("begin"), py::arg("steps_added"),
-           py::arg("generator"))
-      .def_property_readonly("steps", &Replay::steps)
-      .def_property_readonly("steps_added", &Replay::steps_added)
-      .def_property_readonly("generator", &Replay::generator)
-      .def_property_readonly("step_bytes", &Replay::step_bytes);
-  py::class_<Queue>(module, "BatchQueue")
-      .def(py::init<Replay&, std::int64_t, std::int64_t, const std::vector<py::dict>&,
-                    const std::vector<py::object>&>(),
-           py::keep_alive<1, 2>(), py::arg("replay"), py::arg("batch"), py::arg("length"),
-           py::arg("outputs"), py::arg("handles"))
-      .def("next", &Queue::next)
-      .def("hold_view", &Queue::hold_view)
-      .def("release_view", &Queue::release_view)
-      .def("pending", &Queue::pending, py::arg("with_last"))
-      .def("resume", &Queue::resume, py::arg("windows"))
-      .def("close", &Queue::close);
+  bind_structs(module);
+  bind_store(module);
+  bind_queue(module);
 }

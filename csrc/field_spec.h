@@ -1,6 +1,6 @@
-// One stored column of the replay: its name, element type and per-step shape.
+// The specification of one stored field: its name, element type and per-step shape.
 //
-// Plain values; copying is cheap and needs no synchronisation.
+// Plain values: cheap to copy, no synchronization.
 
 #pragma once
 
@@ -15,7 +15,7 @@ namespace replay {
 
 enum class DType : std::uint8_t { kBool, kUint8, kInt32, kInt64, kFloat16, kFloat32, kFloat64 };
 
-// Bytes of one element.
+// The bytes of one element.
 inline std::size_t dtype_bytes(DType dtype) {
   switch (dtype) {
     case DType::kBool:
@@ -38,8 +38,8 @@ struct FieldSpec {
   DType dtype = DType::kUint8;
   std::vector<std::size_t> shape;  // of one step; empty for a scalar
 
-  // Bytes of one step. Throws std::invalid_argument where the shape holds a zero, which would
-  // make a column without content, or where the product does not fit in std::size_t.
+  // The bytes of one step of one stream. Throws std::invalid_argument if a dimension is zero or
+  // the product overflows std::size_t.
   std::size_t step_bytes() const {
     std::size_t bytes = dtype_bytes(dtype);
     for (const std::size_t extent : shape) {

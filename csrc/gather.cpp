@@ -17,16 +17,16 @@ namespace replay {
 
 namespace {
 
-// Fewer bytes than this are copied before another thread has started.
+// Copying fewer bytes takes less time than starting a thread.
 constexpr std::size_t kBytesPerThread = std::size_t{1} << 20;
-// Shorter pieces stay in the cache for whoever reads them next.
+// Shorter pieces are copied through the cache, where the next reader finds them.
 constexpr std::size_t kStreamedBytes = std::size_t{1} << 15;
 
 #if defined(__SSE2__)
 
 constexpr std::size_t kLine = 64;
 constexpr std::size_t kPage = 4096;
-// Pages that are copied side by side: memory works on several at once where it is asked to.
+// Number of pages whose copies are interleaved, which exploits memory-level parallelism.
 constexpr std::size_t kPages = 4;
 
 void stream_line(std::byte* output, const std::byte* input) {
@@ -42,7 +42,8 @@ void stream_line(std::byte* output, const std::byte* input) {
   _mm_stream_si128(to + 3, d);
 }
 
-// Copies all but the last bytes, fewer than a line, past the cache; returns how many it copied.
+// Copies with non-temporal stores up to the last full cache line; returns the number of bytes
+// copied.
 std::size_t stream(std::byte* output, const std::byte* input, std::size_t bytes) {
   const std::size_t head = (kLine - reinterpret_cast<std::uintptr_t>(output) % kLine) % kLine;
   std::memcpy(output, input, head);
@@ -57,7 +58,7 @@ std::size_t stream(std::byte* output, const std::byte* input, std::size_t bytes)
     }
   }
   for (; bytes - done >= kLine; done += kLine) stream_line(output + done, input + done);
-  _mm_sfence();  // such stores are not ordered with the ones that tell of them
+  _mm_sfence();  // orders them before the stores that signal completion
   return done;
 }
 
@@ -103,14 +104,14 @@ void gather(const StepRing& ring, const std::vector<Window>& windows, std::size_
   for (std::size_t field = 0; field < ring.fields(); ++field) {
     window_bytes += length * ring.step_bytes(field);
   }
-  const std::size_t worthwhile = windows.size() * window_bytes / kBytesPerThread + 1;
-  const std::size_t wanted = std::min({threads, windows.size(), worthwhile});
+  const std::size_t useful = windows.size() * window_bytes / kBytesPerThread + 1;
+  const std::size_t wanted = std::min({threads, windows.size(), useful});
   std::vector<std::thread> helpers;
   helpers.reserve(wanted);
   try {
     while (helpers.size() + 1 < wanted) helpers.emplace_back(copy_windows);
   } catch (const std::system_error&) {
-    // No more threads to be had: the ones there are share the windows.
+    // The threads that did start share the windows.
   }
   copy_windows();
   for (std::thread& helper : helpers) helper.join();

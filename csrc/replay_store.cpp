@@ -14,11 +14,11 @@ namespace replay {
 
 namespace {
 
-// Slots of each stream, in whole segments where there are segments.
-std::size_t slots_for(const ReplayOptions& options) {
-  const std::size_t slots = options.capacity_steps + options.spare_steps;
-  if (!options.segment_steps) return slots;
-  return (slots / *options.segment_steps + 2) * *options.segment_steps;
+RingShape ring_shape(const ReplayOptions& options) {
+  const std::size_t slots = options.stream_capacity_steps + options.spare_steps;
+  if (!options.segment_steps) return {options.streams, slots, slots};
+  const std::size_t segment_steps = *options.segment_steps;
+  return {options.streams, (slots / segment_steps + 2) * segment_steps, segment_steps};
 }
 
 }  // namespace
@@ -43,14 +43,13 @@ ReplayStore::ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field,
                          const ReplayOptions& options)
     : fields_(std::move(fields)),
       first_field_(first_field),
-      capacity_(options.capacity_steps),
+      stream_capacity_(options.stream_capacity_steps),
       threads_(options.threads),
       segmented_(options.segment_steps.has_value()),
-      ring_(fields_, options.streams, slots_for(options),
-            options.segment_steps.value_or(slots_for(options))),
+      ring_(fields_, ring_shape(options)),
       sampler_(options.seed),
       claims_process_(getpid()) {
-  if (options.capacity_steps == 0) {
+  if (options.stream_capacity_steps == 0) {
     throw std::invalid_argument("a replay needs room for at least one step");
   }
   if (options.spare_steps == 0) throw std::invalid_argument("a replay needs a spare step");
@@ -63,7 +62,7 @@ ReplayStore::ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field,
 
 Claim ReplayStore::claim(std::uint64_t oldest) {
   if (claims_process_ != getpid()) {
-    claims_.clear();  // a forked parent's readers read the parent's memory
+    claims_.clear();  // those of the parent's threads, which do not exist after a fork
     claims_process_ = getpid();
   }
   claims_.insert(oldest);
@@ -91,57 +90,51 @@ void ReplayStore::await_claims(std::unique_lock<std::mutex>& lock, std::uint64_t
 void ReplayStore::add(const std::byte* const* columns) {
   const std::lock_guard adding(add_mutex_);
   std::unique_lock lock(mutex_);
-  const std::uint64_t step = end_;
+  const std::uint64_t step = held_.end;
   const bool opens_segment = segmented_ && step % ring_.segment_steps() == 0;
-  // Slots that are given up now, counted from this step's own.
+  // The number of slots that this step gives up, starting with its own.
   const std::uint64_t given_up = opens_segment ? ring_.segment_steps() : 1;
   if (step + given_up > ring_.slots()) await_claims(lock, step + given_up - ring_.slots());
   if (opens_segment) ring_.clear_segment(step);
   lock.unlock();
   ring_.write(step, columns);
   lock.lock();
-  end_ = step + 1;
-  begin_ = std::max(begin_, end_ - std::min<std::uint64_t>(end_, capacity_));
+  advance_to(step + 1);
 }
 
 View ReplayStore::view() {
   std::unique_lock lock(mutex_);
-  released_.wait(lock, [&] { return alone_ == 0; });
+  released_.wait(lock, [&] { return exclusive_ == 0; });
   View made;
-  made.begin = begin_;
-  made.end = end_;
-  made.claim = claim(begin_);
+  made.steps = held_;
+  made.claim = claim(held_.begin);
   return made;
 }
 
-Draw ReplayStore::draw(std::size_t batch, std::size_t length, const View* view) {
+Draw ReplayStore::draw(const BatchShape& shape, const View* view) {
   std::unique_lock lock(mutex_);
-  // Who holds a view must not wait for those who wait for its end.
-  if (view == nullptr) released_.wait(lock, [&] { return alone_ == 0; });
+  // A draw from a view must not wait for exclusive operations, which wait for the view's end.
+  if (view == nullptr) released_.wait(lock, [&] { return exclusive_ == 0; });
   Draw made;
-  made.windows = sampler_.draw(ring_.streams(), view ? view->begin : begin_,
-                               view ? view->end : end_, length, batch);
-  made.length = length;
+  made.windows = sampler_.draw(ring_.streams(), view != nullptr ? view->steps : held_, shape);
+  made.length = shape.length;
   const auto older = [](const Window& a, const Window& b) { return a.start < b.start; };
   made.claim = claim(std::min_element(made.windows.begin(), made.windows.end(), older)->start);
   return made;
 }
 
-bool ReplayStore::resume_draw(std::vector<Window> windows, std::size_t length, Draw* draw) {
+std::optional<Draw> ReplayStore::resume_draw(std::vector<Window> windows, std::size_t length) {
   std::unique_lock lock(mutex_);
-  released_.wait(lock, [&] { return alone_ == 0; });
-  std::uint64_t oldest = end_;
+  released_.wait(lock, [&] { return exclusive_ == 0; });
+  std::uint64_t oldest = held_.end;
   for (const Window& window : windows) {
-    if (window.stream >= ring_.streams() || window.start < begin_ || window.start > end_ ||
-        length > end_ - window.start) {
-      return false;
+    if (window.stream >= ring_.streams() || window.start < held_.begin ||
+        window.start > held_.end || length > held_.end - window.start) {
+      return std::nullopt;
     }
     oldest = std::min(oldest, window.start);
   }
-  draw->windows = std::move(windows);
-  draw->length = length;
-  draw->claim = claim(oldest);
-  return true;
+  return Draw{std::move(windows), length, claim(oldest)};
 }
 
 void ReplayStore::copy(const Draw& draw, std::byte* const* outputs, std::uint64_t* handles) const {
@@ -156,23 +149,23 @@ void ReplayStore::copy(const Draw& draw, std::byte* const* outputs, std::uint64_
   }
 }
 
-void ReplayStore::sample(std::size_t batch, std::size_t length, std::byte* const* outputs,
+void ReplayStore::sample(const BatchShape& shape, std::byte* const* outputs,
                          std::uint64_t* handles) {
-  copy(draw(batch, length), outputs, handles);
+  copy(draw(shape), outputs, handles);
 }
 
 void ReplayStore::write_back(std::size_t count, const std::uint64_t* handles,
                              const std::byte* const* values, bool* written) {
-  const Alone alone(this);
+  const Exclusive exclusive(this);
   const std::size_t streams = ring_.streams();
   for (std::size_t i = 0; i < count; ++i) {
-    if (handles[i] / streams >= end_) {
+    if (handles[i] / streams >= held_.end) {
       throw std::out_of_range("there is no step with the handle " + std::to_string(handles[i]));
     }
   }
   for (std::size_t i = 0; i < count; ++i) {
     const std::uint64_t step = handles[i] / streams;
-    written[i] = step >= begin_;
+    written[i] = step >= held_.begin;
     if (!written[i]) continue;
     for (std::size_t field = 0; field < fields_.size(); ++field) {
       if (values[field] == nullptr) continue;
@@ -183,12 +176,12 @@ void ReplayStore::write_back(std::size_t count, const std::uint64_t* handles,
   }
 }
 
-bool ReplayStore::snapshot(std::size_t steps, std::byte* const* outputs, Marks* marks) {
+std::optional<Progress> ReplayStore::snapshot(std::size_t steps, std::byte* const* outputs) {
   std::unique_lock lock(mutex_);
-  released_.wait(lock, [&] { return alone_ == 0; });
-  if (end_ - begin_ != steps) return false;
-  const std::uint64_t begin = begin_;
-  *marks = {end_, sampler_.state()};
+  released_.wait(lock, [&] { return exclusive_ == 0; });
+  if (held_.size() != steps) return std::nullopt;
+  const std::uint64_t begin = held_.begin;
+  const Progress progress = {held_.end, sampler_.state()};
   const Claim claimed = claim(begin);
   lock.unlock();
   for (std::size_t field = 0; field < fields_.size(); ++field) {
@@ -200,50 +193,50 @@ bool ReplayStore::snapshot(std::size_t steps, std::byte* const* outputs, Marks* 
       });
     }
   }
-  return true;
+  return progress;
 }
 
-void ReplayStore::restore(std::size_t steps, const std::byte* const* columns, const Marks& marks) {
+void ReplayStore::restore(std::size_t steps, const std::byte* const* columns,
+                          const Progress& progress) {
   const std::lock_guard adding(add_mutex_);
-  const Alone alone(this);
-  // A new ring costs only address space, and the old one's memory is free before the copy begins.
-  ring_ = StepRing(fields_, ring_.streams(), ring_.slots(), ring_.segment_steps());
-  const std::size_t kept = std::min(steps, capacity_);
-  end_ = marks.steps_added;
-  begin_ = end_ - kept;
+  const Exclusive exclusive(this);
+  // The old ring releases its memory before the new one, which is only reserved, is filled.
+  ring_ = StepRing(fields_, ring_.shape());
+  const std::size_t kept = std::min(steps, stream_capacity_);
+  held_ = {progress.steps_added - kept, progress.steps_added};
   std::vector<const std::byte*> step(fields_.size());
   for (std::size_t index = steps - kept; index < steps; ++index) {
     for (std::size_t field = 0; field < step.size(); ++field) {
       step[field] = columns[field] + index * ring_.step_bytes(field);
     }
-    ring_.write(end_ - (steps - index), step.data(), steps);
+    ring_.write(held_.end - (steps - index), step.data(), steps);
   }
-  sampler_.restore(marks.generator);
+  sampler_.restore(progress.generator);
 }
 
 std::vector<Span> ReplayStore::spans(std::uint64_t first, std::size_t steps) {
-  std::vector<Span> found;
+  std::vector<Span> result;
   for (std::size_t field = 0; field < fields_.size(); ++field) {
     for (std::size_t stream = 0; stream < ring_.streams(); ++stream) {
-      found.push_back({ring_.at(field, stream, first), steps * ring_.step_bytes(field),
-                       ring_.offset_in_segment(field, stream, first)});
+      result.push_back({ring_.at(field, stream, first), steps * ring_.step_bytes(field),
+                        ring_.offset_in_segment(field, stream, first)});
     }
   }
-  return found;
+  return result;
 }
 
-ReplayStore::SegmentPart ReplayStore::write_segment(std::uint64_t step, const std::string& path) {
+std::optional<SegmentPart> ReplayStore::write_segment(std::uint64_t step, const std::string& path) {
   require_segments();
   SegmentPart part;
   Claim claimed;
   {
     std::unique_lock lock(mutex_);
-    released_.wait(lock, [&] { return alone_ == 0; });
+    released_.wait(lock, [&] { return exclusive_ == 0; });
     const std::uint64_t start = step - step % ring_.segment_steps();
-    part.first = std::max(start, begin_);
-    const std::uint64_t last = std::min<std::uint64_t>(start + ring_.segment_steps(), end_);
-    if (part.first >= last) return part;
-    part.steps = static_cast<std::size_t>(last - part.first);
+    part.first = std::max(start, held_.begin);
+    const std::uint64_t end = std::min<std::uint64_t>(start + ring_.segment_steps(), held_.end);
+    if (part.first >= end) return std::nullopt;
+    part.steps = static_cast<std::size_t>(end - part.first);
     claimed = claim(part.first);
   }
   part.checksum = write_segment_file(path, spans(part.first, part.steps), ring_.segment_bytes());
@@ -253,10 +246,10 @@ ReplayStore::SegmentPart ReplayStore::write_segment(std::uint64_t step, const st
 void ReplayStore::map_segment(std::uint64_t step, const std::string& path) {
   require_segments();
   const OpenFile file(path);
-  const Alone alone(this);
+  const Exclusive exclusive(this);
   const std::uint64_t first = step - step % ring_.segment_steps();
-  if (first >= begin_ && first + ring_.segment_steps() <= end_) {
-    ring_.map_segment(first, file.descriptor(), 0);
+  if (first >= held_.begin && first + ring_.segment_steps() <= held_.end) {
+    ring_.map_segment(first, file.descriptor());
   }
 }
 
@@ -266,38 +259,46 @@ void ReplayStore::load_segment(const SegmentPart& part, const std::string& path,
     throw std::out_of_range("steps " + std::to_string(part.first) + " + " +
                             std::to_string(part.steps) + " are no part of a segment");
   }
-  const Alone alone(this);
-  const bool whole = part.steps == ring_.segment_steps();
+  const Exclusive exclusive(this);
   const OpenFile file(path);
-  read_segment_file(file, path, spans(part.first, part.steps), ring_.segment_bytes(), part.checksum,
-                    !whole);
-  if (whole) ring_.map_segment(part.first, file.descriptor(), 0);
+  const std::vector<Span> targets = spans(part.first, part.steps);
+  if (part.steps == ring_.segment_steps()) {
+    check_segment_file(file, targets, ring_.segment_bytes(), part.checksum);
+    ring_.map_segment(part.first, file.descriptor());
+  } else {
+    read_segment_file(file, targets, ring_.segment_bytes(), part.checksum);
+  }
   if (!mark_first) return;
   for (std::size_t stream = 0; stream < ring_.streams(); ++stream) {
     *ring_.at(first_field_, stream, part.first) = std::byte{1};
   }
 }
 
-void ReplayStore::resume(std::uint64_t begin, const Marks& marks) {
+void ReplayStore::finish_loading(std::uint64_t begin, const Progress& progress) {
   const std::lock_guard adding(add_mutex_);
-  const Alone alone(this);
-  if (begin > marks.steps_added) {
+  const Exclusive exclusive(this);
+  if (begin > progress.steps_added) {
     throw std::out_of_range("cannot hold steps " + std::to_string(begin) + " to " +
-                            std::to_string(marks.steps_added));
+                            std::to_string(progress.steps_added));
   }
-  end_ = marks.steps_added;
-  begin_ = std::max(begin, end_ - std::min<std::uint64_t>(end_, capacity_));
-  sampler_.restore(marks.generator);
+  held_.begin = begin;
+  advance_to(progress.steps_added);
+  sampler_.restore(progress.generator);
+}
+
+void ReplayStore::advance_to(std::uint64_t end) {
+  held_.end = end;
+  held_.begin = std::max(held_.begin, end - std::min<std::uint64_t>(end, stream_capacity_));
 }
 
 std::size_t ReplayStore::steps() const {
   const std::lock_guard lock(mutex_);
-  return static_cast<std::size_t>(end_ - begin_);
+  return static_cast<std::size_t>(held_.size());
 }
 
 std::uint64_t ReplayStore::steps_added() const {
   const std::lock_guard lock(mutex_);
-  return end_;
+  return held_.end;
 }
 
 std::uint64_t ReplayStore::generator() const {
@@ -315,13 +316,13 @@ void ReplayStore::require_segments() const {
   if (!segmented_) throw std::invalid_argument("this replay is in memory alone");
 }
 
-ReplayStore::Alone::Alone(ReplayStore* store) : lock_(store->mutex_), store_(store) {
-  ++store->alone_;
+ReplayStore::Exclusive::Exclusive(ReplayStore* store) : lock_(store->mutex_), store_(store) {
+  ++store->exclusive_;
   store->await_claims(lock_, std::numeric_limits<std::uint64_t>::max());
 }
 
-ReplayStore::Alone::~Alone() {
-  --store_->alone_;
+ReplayStore::Exclusive::~Exclusive() {
+  --store_->exclusive_;
   store_->released_.notify_all();
 }
 

@@ -1,27 +1,28 @@
-// The whole replay: the ring, the sampler, and the order in which threads may use them.
+// The replay store: ring and sampler behind one thread-safe interface.
 //
-// Ownership: owns everything stored; every pointer handed in is borrowed for the call. A Claim
-//   must not outlive its store.
+// Every add() stores one step of each stream, so all streams hold the same step numbers. A step's
+// number is the count of steps added to its stream before it, since the store, or the store whose
+// snapshot was restored, was new.
+//
+// Ownership: owns all stored steps. Pointers passed in are borrowed for the call. Claims, and the
+//   draws and views that contain one, must not outlive the store.
 // Threads: every method may be called from any thread. The locking contract:
-//   - One lock guards the counters, the generator and the list of claims. It is held for as long as
-//     it takes to draw windows or move a counter, never while steps are copied, with three
-//     exceptions that change steps in place: write_back, restore and map_segment.
-//   - Readers claim the steps they will read, and then read without any lock. Any number may.
-//   - add has more slots than steps to keep, and writes to one that no reader can be given any
-//     more. It waits only where a claim is so old that it still covers that slot. Appends happen
-//     one at a time.
-//   - Draws from a view depend on it and the generator alone, whatever is added meanwhile.
-//   - write_back, restore and map_segment wait for all claims to end; none is given meanwhile.
-//   The caller keeps its own arrays still while a call reads or writes them. A process forked while
-//   no call is in flight may use its copy freely; claims of the parent's other threads are not its.
-// Complexity: add O(bytes of a step * streams), sample O(bytes of the batch), snapshot and
-//   restore O(bytes held). Memory is touched only as it fills.
-// Errors: those of step_ring.h, sequence_sampler.h and gather.h. A call that throws has left
-//   contents and generator as they were.
-//
-// A step is added to all streams at once, so they always hold the same steps: a number counts
-// the steps added to each stream before it, since the store (or the one it was restored from)
-// was new.
+//   - One mutex guards the step counters, the generator and the claims. It is held to draw windows
+//     and to update counters, and not while steps are copied, except by exclusive operations.
+//   - A reader claims the steps that it needs and copies them without holding the mutex. A claim
+//     protects all steps from its oldest one on against being overwritten.
+//   - add() writes to a slot whose step is no longer held. It waits only while a claim still covers
+//     the slots that it gives up. Calls of add() are serialized.
+//   - write_back, restore, map_segment, load_segment and finish_loading are exclusive: they wait
+//     until all claims are released. Meanwhile only draws from a view obtain new claims; other
+//     readers wait.
+//   - Draws from a view depend only on the view and the generator, whatever is added meanwhile.
+//   The caller must not modify its arrays during a call. A process may fork while no call is in
+//   progress; the child's copy is independent and ignores the claims of the parent's threads.
+// Complexity: add() O(bytes of a step of all streams), sample() O(bytes of the batch); snapshot()
+//   and restore() O(bytes held). Memory is allocated only as the store fills.
+// Errors: those of step_ring.h, sequence_sampler.h, gather.h and segment_file.h. A call that throws
+//   leaves the held steps and the generator unchanged.
 
 #pragma once
 
@@ -45,7 +46,8 @@ namespace replay {
 
 class ReplayStore;
 
-// Steps that are not overwritten for as long as this lives.
+// Protects steps against being overwritten for as long as it exists. Movable; a default-constructed
+// or released claim protects nothing.
 class Claim {
  public:
   Claim() = default;
@@ -63,125 +65,130 @@ class Claim {
   std::uint64_t oldest_ = 0;
 };
 
-// Windows that were drawn and are still to be copied.
+// Windows that have been drawn, claimed until they are copied.
 struct Draw {
   std::vector<Window> windows;
   std::size_t length = 0;
   Claim claim;
 };
 
-// The steps [begin, end) that were held at one moment; they stay for as long as this lives.
+// The steps that were held at one moment, claimed for the lifetime of the view.
 struct View {
-  std::uint64_t begin = 0;
-  std::uint64_t end = 0;
+  StepRange steps;
   Claim claim;
 };
 
-// What a store is made with, besides its fields.
+// The options of a store. Every count must be at least 1.
 struct ReplayOptions {
-  std::size_t streams = 1;         // environments
-  std::size_t capacity_steps = 0;  // of each stream; must be positive
-  std::uint64_t seed = 0;          // of the draws
-  std::size_t threads = 1;         // that copy batches
-  // Steps that can be added to a full store while somebody holds a view of it; at least 1.
+  std::size_t streams = 1;                // one per environment
+  std::size_t stream_capacity_steps = 0;  // per stream; has no default
+  std::uint64_t seed = 0;                 // of the sampler
+  std::size_t threads = 1;                // for copying a batch
+  // Steps per stream that can be added to a full store while a view of it exists.
   std::size_t spare_steps = 1;
-  // Steps of a segment, where segments can be files. The ring then has a segment more than it
-  // needs, as a segment is given up as a whole.
+  // Steps per stream of a segment; absent if the store is in memory only. The ring of a store with
+  // segments is one to two segments larger, because segments are overwritten as a whole.
   std::optional<std::size_t> segment_steps;
+};
+
+// The part of a store's state besides the held steps.
+struct Progress {
+  std::uint64_t steps_added = 0;  // per stream since the store was new
+  std::uint64_t generator = 0;    // the sampler's state
+};
+
+// The steps that a file holds of one segment.
+struct SegmentPart {
+  std::uint64_t first = 0;     // number of the first step
+  std::size_t steps = 0;       // at least 1
+  std::uint32_t checksum = 0;  // CRC-32 of their bytes
 };
 
 class ReplayStore {
  public:
-  // What a snapshot holds beside the contents.
-  struct Marks {
-    std::uint64_t steps_added = 0;  // added to each stream since it was new
-    std::uint64_t generator = 0;
-  };
-
-  // `first_field` is the index of the boolean scalar that a batch has set on the first step of
-  // every window.
+  // `first_field` is the index of the boolean scalar field that copy() sets on the first step of
+  // every window. Throws std::invalid_argument for invalid fields or options.
   ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field, const ReplayOptions& options);
 
-  // Adds one step to every stream; columns[f] points to the steps of field f, one after the
-  // other in the order of streams.
+  // Adds one step to every stream, overwriting the oldest in a full store. columns[f] points to
+  // field f of all streams, contiguous in stream order.
   void add(const std::byte* const* columns);
 
-  // What is held now.
+  // A view of the steps that are held now.
   View view();
-  // Draws `batch` windows of `length` steps from a view, or from what is held now, and claims them.
-  Draw draw(std::size_t batch, std::size_t length, const View* view = nullptr);
-  // Claims windows that were drawn before. False where one of them is not held (any more).
-  bool resume_draw(std::vector<Window> windows, std::size_t length, Draw* draw);
-  // Copies a draw out (layout as in gather.h), the first step of each window marked as first; the
-  // contents keep their own marks. `handles`, if not null, takes batch * length numbers that name
-  // the steps to write_back.
+  // Draws windows and claims them. `view` is borrowed for the call; null draws from the steps that
+  // are held now.
+  Draw draw(const BatchShape& shape, const View* view = nullptr);
+  // Claims windows that were drawn earlier; the generator does not advance. Empty if a window is
+  // not, or no longer, held.
+  std::optional<Draw> resume_draw(std::vector<Window> windows, std::size_t length);
+  // Copies a draw to outputs with the layout of gather.h and sets the first field on the first step
+  // of each window; the stored values do not change. If `handles` is not null, writes the handles
+  // of all B * T steps there, which identify them to write_back().
   void copy(const Draw& draw, std::byte* const* outputs, std::uint64_t* handles) const;
-  // The two in one.
-  void sample(std::size_t batch, std::size_t length, std::byte* const* outputs,
-              std::uint64_t* handles = nullptr);
+  // draw() and copy() in one call.
+  void sample(const BatchShape& shape, std::byte* const* outputs, std::uint64_t* handles = nullptr);
 
-  // Overwrites fields of single steps, in memory only: files are written once. values[f] points to
-  // `count` steps of field f, or is null where that field stays. written[i] says whether step
-  // handles[i] was still held; the values of one that was not are dropped. Where a handle comes
-  // twice, the later values stay. Throws std::out_of_range, having written nothing, for a handle
-  // that was never given.
+  // Overwrites fields of individual steps in memory; segment files that exist do not change.
+  // values[f] points to `count` values of field f, or is null to leave that field unchanged.
+  // Sets written[i] to whether the step of handles[i] is still held; values of other steps are
+  // ignored. For a repeated handle the last values count. Throws std::out_of_range, with nothing
+  // written, if a handle identifies a step that was never added.
   void write_back(std::size_t count, const std::uint64_t* handles, const std::byte* const* values,
                   bool* written);
 
-  // Copies all contents, outputs[f] being an array of shape (streams, steps, ...) in order of age,
-  // and the marks that belong to them. Does nothing and returns false where the streams do not
-  // hold `steps` steps (any more): size the outputs by steps() and try again.
-  bool snapshot(std::size_t steps, std::byte* const* outputs, Marks* marks);
+  // Copies all held steps, oldest first, to arrays outputs[f] of shape (streams, steps, ...), and
+  // returns the matching progress. Empty, with nothing copied, unless exactly `steps` steps are
+  // held: allocate for steps() and repeat the call if another thread added a step in between.
+  std::optional<Progress> snapshot(std::size_t steps, std::byte* const* outputs);
 
-  // Replaces the contents by the newest that fit of those in columns[f], of shape
-  // (streams, steps, ...), and takes over the marks.
-  void restore(std::size_t steps, const std::byte* const* columns, const Marks& marks);
+  // Replaces the held steps by those in arrays columns[f] of shape (streams, steps, ...), oldest
+  // first, and the progress. Keeps the newest steps if the capacity is smaller.
+  void restore(std::size_t steps, const std::byte* const* columns, const Progress& progress);
 
-  // A file of the steps that are held of one segment, from the first to the newest there is.
-  struct SegmentPart {
-    std::uint64_t first = 0;  // number of its first step
-    std::size_t steps = 0;    // 0: nothing of the segment is held
-    std::uint32_t checksum = 0;
-  };
+  // write_segment, map_segment and load_segment throw std::invalid_argument if the store has no
+  // segments.
 
-  // Writes the part that is held of the segment of step number `step`, and syncs the file.
-  SegmentPart write_segment(std::uint64_t step, const std::string& path);
-  // Puts a file that write_segment wrote in the place of a segment's memory, unless the segment is
-  // not full yet, or not held whole any more. What was written back since is lost.
+  // Writes the held steps of the segment that contains step number `step` to a new file and syncs
+  // it. Empty, with no file written, if none of its steps is held.
+  std::optional<SegmentPart> write_segment(std::uint64_t step, const std::string& path);
+  // Replaces a segment's memory by a mapping of its file. Does nothing unless all steps of the
+  // segment are held. Values that were written back after the file was written are lost.
   void map_segment(std::uint64_t step, const std::string& path);
-  // Puts a file in its place while the store is being filled from files. It is copied, or mapped
-  // where it holds a whole segment. `mark_first` marks its first step as first.
+  // Loads a segment from its file into a store that is being filled from files: maps the file if it
+  // holds a whole segment, else copies its steps. With `mark_first`, sets the first field on its
+  // first step. Throws std::out_of_range if the part exceeds a segment.
   void load_segment(const SegmentPart& part, const std::string& path, bool mark_first);
-  // Says which steps were loaded, of which the newest that fit are kept, and sets the generator.
-  void resume(std::uint64_t begin, const Marks& marks);
+  // Ends loading: the steps [begin, progress.steps_added) count as held, or the newest of them if
+  // the capacity is smaller. Throws std::out_of_range if begin exceeds progress.steps_added.
+  void finish_loading(std::uint64_t begin, const Progress& progress);
 
-  // Steps held by each stream, and added to each since it was new.
-  std::size_t steps() const;
-  std::uint64_t steps_added() const;
-  std::uint64_t generator() const;
+  std::size_t steps() const;          // held, per stream
+  std::uint64_t steps_added() const;  // per stream since the store was new
+  std::uint64_t generator() const;    // the sampler's state
 
   const std::vector<FieldSpec>& fields() const { return fields_; }
   std::size_t streams() const { return ring_.streams(); }
-  std::size_t capacity() const { return capacity_; }
-  std::size_t segment_steps() const { return ring_.segment_steps(); }
-  // Bytes of one step of one stream, over all fields.
+  // The bytes of one step of one stream, over all fields.
   std::size_t step_bytes() const;
 
  private:
   friend class Claim;
-  Claim claim(std::uint64_t oldest);  // with mutex_ held
+  Claim claim(std::uint64_t oldest);  // the caller holds mutex_
   void release(std::uint64_t oldest) noexcept;
-  // Waits until no claim reaches back to a step before `step`.
+  // Waits until no claim covers a step before `step`.
   void await_claims(std::unique_lock<std::mutex>& lock, std::uint64_t step);
-  // Where the `steps` steps from `first` on, all of one segment, stand in memory and in a file.
+  // The memory and the file offsets of `steps` steps of one segment, the first being `first`.
   std::vector<Span> spans(std::uint64_t first, std::size_t steps);
+  // Sets held_.end and drops steps beyond the capacity; the caller holds mutex_.
+  void advance_to(std::uint64_t end);
   void require_segments() const;
 
-  // Holds mutex_ with no claim left; no other is given meanwhile.
-  class Alone {
+  // Holds mutex_ while no claim exists, for an exclusive operation.
+  class Exclusive {
    public:
-    explicit Alone(ReplayStore* store);
-    ~Alone();
+    explicit Exclusive(ReplayStore* store);
+    ~Exclusive();
 
    private:
     std::unique_lock<std::mutex> lock_;
@@ -190,19 +197,18 @@ class ReplayStore {
 
   const std::vector<FieldSpec> fields_;
   const std::size_t first_field_;
-  const std::size_t capacity_;
+  const std::size_t stream_capacity_;
   const std::size_t threads_;
   const bool segmented_;
   StepRing ring_;
 
-  std::mutex add_mutex_;      // held by add, restore and resume; taken before mutex_
-  mutable std::mutex mutex_;  // guards all below
+  std::mutex add_mutex_;      // held by add, restore and finish_loading; locked before mutex_
+  mutable std::mutex mutex_;  // guards the members below
   std::condition_variable released_;
   SequenceSampler sampler_;
-  std::uint64_t begin_ = 0;  // steps [begin_, end_) are held
-  std::uint64_t end_ = 0;
-  std::size_t alone_ = 0;                // calls that wait to be alone, or are
-  std::multiset<std::uint64_t> claims_;  // the oldest step of each
+  StepRange held_;
+  std::size_t exclusive_ = 0;            // exclusive operations that wait or run
+  std::multiset<std::uint64_t> claims_;  // the oldest step of each claim
   pid_t claims_process_;
 };
 

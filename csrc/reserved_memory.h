@@ -1,11 +1,12 @@
-// Address space that costs memory only where it is written, and parts of which may be files.
+// A range of address space that uses memory only where it is written, and parts of which can be
+// mapped from files.
 //
-// Ownership: each object owns one private mapping and unmaps it when destroyed; moving hands the
-//   mapping over and leaves the source empty. Files are borrowed for the call that maps them.
-// Threads: none of its own; concurrent use of the bytes is the caller's to order. `map_file` and
-//   `clear` need the range alone.
-// Complexity: one system call each, whatever the size.
-// Errors: std::runtime_error where the system refuses; the range is then as it was.
+// Ownership: each object owns one private mapping and unmaps it on destruction; a moved-from object
+//   owns nothing. map_file borrows the descriptor for the call; the mapping outlives its closing.
+// Threads: not synchronized. map_file and clear must not run concurrently with any access to the
+//   part that they replace.
+// Complexity: one system call each, independent of size.
+// Errors: std::runtime_error if the system call fails; the range is then unchanged.
 
 #pragma once
 
@@ -15,9 +16,8 @@ namespace replay {
 
 class ReservedMemory {
  public:
-  // Reserves `bytes` (at least 1) bytes that read as zero. No page is backed by memory until its
-  // first write, and no swap is set aside, so a buffer may be larger than the memory it will
-  // ever fill.
+  // Reserves `bytes` (at least 1) zero bytes. The system allocates a page at its first write and
+  // commits no swap, so the range may exceed the machine's memory.
   explicit ReservedMemory(std::size_t bytes);
   ~ReservedMemory();
 
@@ -26,12 +26,12 @@ class ReservedMemory {
   ReservedMemory(const ReservedMemory&) = delete;
   ReservedMemory& operator=(const ReservedMemory&) = delete;
 
-  // Puts `bytes` of an open file from `file_offset` on in the place of [offset, offset + bytes);
-  // all three are multiples of kPageBytes. The pages are the system's file cache, which drops
-  // them as it needs memory; what is written to them stays in this process.
+  // Maps `bytes` bytes of an open file, starting at `file_offset`, over [offset, offset + bytes).
+  // All three numbers must be multiples of kPageBytes. Unmodified pages belong to the page cache,
+  // which can evict them; writes are private to this process and never reach the file.
   void map_file(std::size_t offset, std::size_t bytes, int descriptor, std::size_t file_offset);
 
-  // Makes [offset, offset + bytes), multiples of kPageBytes, plain memory that reads as zero.
+  // Replaces [offset, offset + bytes), multiples of kPageBytes, by zero-filled anonymous memory.
   void clear(std::size_t offset, std::size_t bytes);
 
   std::byte* data() { return data_; }
@@ -45,7 +45,7 @@ class ReservedMemory {
   std::size_t bytes_ = 0;
 };
 
-// A multiple of the page size of every system that this runs on.
+// A multiple of the page size of every supported system.
 constexpr std::size_t kPageBytes = std::size_t{1} << 16;
 
 }  // namespace replay

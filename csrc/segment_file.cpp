@@ -20,7 +20,7 @@ constexpr std::size_t kChunkBytes = std::size_t{1} << 20;
   throw std::runtime_error(path + ": " + std::strerror(error));
 }
 
-// Eight tables let the loop below take eight bytes at once.
+// With eight tables, checksum() processes eight bytes per iteration.
 using Tables = std::array<std::array<std::uint32_t, 256>, 8>;
 
 constexpr Tables make_tables() {
@@ -51,15 +51,36 @@ void write_all(int descriptor, const std::string& path, const Span& span) {
   }
 }
 
-void read_all(int descriptor, const std::string& path, std::byte* data, std::size_t bytes,
-              std::size_t offset) {
-  for (std::size_t done = 0; done < bytes;) {
-    const ssize_t read =
-        pread(descriptor, data + done, bytes - done, static_cast<off_t>(offset + done));
+void read_all(const OpenFile& file, const Span& target) {
+  for (std::size_t done = 0; done < target.bytes;) {
+    const ssize_t read = pread(file.descriptor(), target.data + done, target.bytes - done,
+                               static_cast<off_t>(target.offset + done));
     if (read < 0 && errno == EINTR) continue;
-    if (read < 0) fail(path, errno);
-    if (read == 0) throw std::runtime_error(path + ": ends too early");
+    if (read < 0) fail(file.path(), errno);
+    if (read == 0) throw std::runtime_error(file.path() + ": ends too early");
     done += static_cast<std::size_t>(read);
+  }
+}
+
+void require_size(const OpenFile& file, std::size_t file_bytes) {
+  const std::size_t bytes = file.bytes();
+  if (bytes != file_bytes) {
+    throw std::runtime_error(file.path() + ": has " + std::to_string(bytes) + " bytes, expected " +
+                             std::to_string(file_bytes));
+  }
+}
+
+void require_checksum(const OpenFile& file, std::uint32_t actual, std::uint32_t expected) {
+  if (actual != expected) throw std::runtime_error(file.path() + ": does not match its checksum");
+}
+
+// Splits the spans into parts of at most kChunkBytes and calls visit(part) for each, in order.
+template <typename Visit>
+void for_each_chunk(const std::vector<Span>& spans, const Visit& visit) {
+  for (const Span& span : spans) {
+    for (std::size_t done = 0; done < span.bytes; done += kChunkBytes) {
+      visit(Span{span.data + done, std::min(kChunkBytes, span.bytes - done), span.offset + done});
+    }
   }
 }
 
@@ -112,26 +133,27 @@ std::uint32_t write_segment_file(const std::string& path, const std::vector<Span
   }
 }
 
-void read_segment_file(const OpenFile& file, const std::string& path,
-                       const std::vector<Span>& spans, std::size_t file_bytes,
-                       std::uint32_t expected_checksum, bool keep) {
-  const std::size_t bytes = file.bytes();
-  if (bytes != file_bytes) {
-    throw std::runtime_error(path + ": has " + std::to_string(bytes) + " bytes, expected " +
-                             std::to_string(file_bytes));
-  }
+void read_segment_file(const OpenFile& file, const std::vector<Span>& spans, std::size_t file_bytes,
+                       std::uint32_t expected_checksum) {
+  require_size(file, file_bytes);
+  std::uint32_t sum = 0;
+  for_each_chunk(spans, [&](const Span& part) {
+    read_all(file, part);
+    sum = checksum(part.data, part.bytes, sum);
+  });
+  require_checksum(file, sum, expected_checksum);
+}
+
+void check_segment_file(const OpenFile& file, const std::vector<Span>& spans,
+                        std::size_t file_bytes, std::uint32_t expected_checksum) {
+  require_size(file, file_bytes);
   std::vector<std::byte> chunk(kChunkBytes);
   std::uint32_t sum = 0;
-  for (const Span& span : spans) {
-    for (std::size_t done = 0; done < span.bytes;) {
-      const std::size_t here = std::min(kChunkBytes, span.bytes - done);
-      std::byte* target = keep ? span.data + done : chunk.data();
-      read_all(file.descriptor(), path, target, here, span.offset + done);
-      sum = checksum(target, here, sum);
-      done += here;
-    }
-  }
-  if (sum != expected_checksum) throw std::runtime_error(path + ": does not match its checksum");
+  for_each_chunk(spans, [&](const Span& part) {
+    read_all(file, {chunk.data(), part.bytes, part.offset});
+    sum = checksum(chunk.data(), part.bytes, sum);
+  });
+  require_checksum(file, sum, expected_checksum);
 }
 
 }  // namespace replay

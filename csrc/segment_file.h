@@ -1,14 +1,13 @@
-// Files of a replay's segments: written once, whole or not at all, and checked when they are read.
+// Files of segments: each is written once, completely or not at all, and verified when it is read.
 //
-// A file is as long as its segment, and a byte stands in it where it stands in the segment's
-// memory, so that the file can be mapped in the memory's place. What a segment does not hold yet
-// is a hole. There is no header: what a file holds, and its checksum, is for a manifest to say,
-// which must be written after the file.
+// A file has the size and the byte layout of a segment in memory, so that it can be mapped in place
+// of that memory. Steps that the segment does not hold yet are holes. Files have no header: a
+// manifest, written after the file, records its contents and its checksum.
 //
-// Ownership: spans are borrowed for the call; descriptors are closed before it returns, but for the
-//   one that OpenFile owns. Threads: none of its own, and no state. Complexity: O(bytes).
-// Errors: std::runtime_error with the path and the system's reason; a file that could not be
-//   written whole is removed.
+// Ownership: borrows the spans' memory for the call. Only OpenFile keeps a descriptor open.
+// Threads: no shared state. Complexity: O(bytes).
+// Errors: std::runtime_error with the path and the reason. A file that could not be written
+//   completely is removed.
 
 #pragma once
 
@@ -19,14 +18,14 @@
 
 namespace replay {
 
-// Bytes in memory, and where they stand in the file.
+// A range of bytes in memory and its offset in the file.
 struct Span {
   std::byte* data = nullptr;
   std::size_t bytes = 0;
   std::size_t offset = 0;
 };
 
-// A file open for reading, closed with the object.
+// A file that is open for reading; the destructor closes it.
 class OpenFile {
  public:
   explicit OpenFile(const std::string& path);
@@ -34,6 +33,7 @@ class OpenFile {
   OpenFile(const OpenFile&) = delete;
   OpenFile& operator=(const OpenFile&) = delete;
 
+  const std::string& path() const { return path_; }
   int descriptor() const { return descriptor_; }
   std::size_t bytes() const;
 
@@ -42,18 +42,21 @@ class OpenFile {
   int descriptor_;
 };
 
-// CRC-32 as zlib has it, of `bytes` after what gave `before`.
+// The CRC-32 of zlib. `before` is the checksum of the preceding bytes.
 std::uint32_t checksum(const std::byte* data, std::size_t bytes, std::uint32_t before = 0);
 
-// Writes the spans to a file of `file_bytes` bytes that must not be there yet, waits until the disk
-// has it, and gives the checksum over the spans in their order.
+// Creates a file of `file_bytes` bytes, writes the spans to it and syncs it to disk. Returns the
+// checksum of the spans in their order. Throws if the file exists.
 std::uint32_t write_segment_file(const std::string& path, const std::vector<Span>& spans,
                                  std::size_t file_bytes);
 
-// Fills the spans from a file that must have `file_bytes` bytes and that checksum. On an error
-// their contents are undefined. Where `keep` is false they are only checked, and data is not used.
-void read_segment_file(const OpenFile& file, const std::string& path,
-                       const std::vector<Span>& spans, std::size_t file_bytes,
-                       std::uint32_t expected_checksum, bool keep);
+// Reads the spans from a file. Throws if the file does not have `file_bytes` bytes or the spans do
+// not have the expected checksum; the contents of the spans' memory are then undefined.
+void read_segment_file(const OpenFile& file, const std::vector<Span>& spans, std::size_t file_bytes,
+                       std::uint32_t expected_checksum);
+
+// Verifies a file as read_segment_file does, without writing to the spans' memory.
+void check_segment_file(const OpenFile& file, const std::vector<Span>& spans,
+                        std::size_t file_bytes, std::uint32_t expected_checksum);
 
 }  // namespace replay

@@ -23,21 +23,23 @@ std::uint64_t SplitMix64::below(std::uint64_t bound) {
   }
 }
 
-std::vector<Window> SequenceSampler::draw(std::size_t streams, std::uint64_t begin,
-                                          std::uint64_t end, std::size_t length,
-                                          std::size_t count) {
-  if (length == 0) throw std::invalid_argument("the length of a window must be positive, got 0");
-  if (count == 0) throw std::invalid_argument("the number of windows must be positive, got 0");
-  const std::uint64_t held = end - begin;
-  if (streams == 0 || held < length) {
-    throw std::runtime_error("no stream holds a window of " + std::to_string(length) +
-                             " steps; the longest holds " + std::to_string(held));
+std::vector<Window> SequenceSampler::draw(std::size_t streams, const StepRange& held,
+                                          const BatchShape& shape) {
+  if (shape.length == 0) {
+    throw std::invalid_argument("the length of a window must be positive, got 0");
   }
-  const std::uint64_t starts = held - length + 1;
-  std::vector<Window> windows(count);
+  if (shape.batch_size == 0) {
+    throw std::invalid_argument("the number of windows must be positive, got 0");
+  }
+  if (streams == 0 || held.size() < shape.length) {
+    throw std::runtime_error("no stream holds a window of " + std::to_string(shape.length) +
+                             " steps; the longest holds " + std::to_string(held.size()));
+  }
+  const std::uint64_t starts = held.size() - shape.length + 1;
+  std::vector<Window> windows(shape.batch_size);
   for (Window& window : windows) {
     const std::uint64_t index = generator_.below(streams * starts);
-    window = {static_cast<std::size_t>(index / starts), begin + index % starts};
+    window = {static_cast<std::size_t>(index / starts), held.begin + index % starts};
   }
   return windows;
 }

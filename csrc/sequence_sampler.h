@@ -1,12 +1,13 @@
-// A seeded, reproducible, uniform draw of training windows.
+// Seeded uniform sampling of training windows.
 //
-// Every window of `length` consecutive steps of one stream is equally likely. Windows may cross the
-// end of an episode. The order of draws is part of the contract: row after row, each row one
-// bounded number from the generator, the first stream's windows first.
+// Every window of T consecutive steps of one stream is equally likely. Windows may cross episode
+// boundaries. The order of draws is part of the contract, so that a seed always yields the same
+// batches: each window takes one bounded random number, whose range enumerates the windows of the
+// first stream first.
 //
-// Ownership: plain values. Threads: none of its own; draw and restore need the sampler alone.
-// Complexity: draw is O(count). Errors: std::invalid_argument for a bad length or count,
-//   std::runtime_error where too few steps are held; the generator has then not moved.
+// Ownership: plain values. Threads: not synchronized. Complexity: draw() is O(batch_size).
+// Errors: std::invalid_argument for an empty shape, std::runtime_error if too few steps are held.
+//   A call that throws leaves the generator unchanged.
 
 #pragma once
 
@@ -16,22 +17,36 @@
 
 namespace replay {
 
-// Consecutive steps of stream `stream` from step `start` on.
+// Consecutive steps of one stream, the first of which has number `start`.
 struct Window {
   std::size_t stream = 0;
   std::uint64_t start = 0;
 };
 
-// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014): one
-// word of state, so saving it is saving one number.
+// The half-open range [begin, end) of step numbers.
+struct StepRange {
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+
+  std::uint64_t size() const { return end - begin; }
+};
+
+// The size of a batch: B windows of T steps.
+struct BatchShape {
+  std::size_t batch_size = 0;  // B
+  std::size_t length = 0;      // T
+};
+
+// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014). Its
+// whole state is one 64-bit number.
 class SplitMix64 {
  public:
   explicit SplitMix64(std::uint64_t state) : state_(state) {}
 
   std::uint64_t next();
 
-  // Uniform over [0, bound), bound > 0, without modulo bias: draws that fall into the incomplete
-  // last block of `bound` values are thrown away.
+  // Uniform over [0, bound) for bound > 0. Rejects values in the incomplete last block of `bound`
+  // values, which avoids modulo bias.
   std::uint64_t below(std::uint64_t bound);
 
   std::uint64_t state() const { return state_; }
@@ -44,12 +59,10 @@ class SequenceSampler {
  public:
   explicit SequenceSampler(std::uint64_t seed) : generator_(seed) {}
 
-  // Draws `count` windows of `length` steps from `streams` streams, all of which hold the steps
-  // [begin, end).
-  std::vector<Window> draw(std::size_t streams, std::uint64_t begin, std::uint64_t end,
-                           std::size_t length, std::size_t count);
+  // Draws a batch of windows from `streams` streams, each of which holds the steps `held`.
+  std::vector<Window> draw(std::size_t streams, const StepRange& held, const BatchShape& shape);
 
-  // The generator, to save and to put back: equal states draw equal windows.
+  // The generator's state. Samplers with equal states draw equal windows.
   std::uint64_t state() const { return generator_.state(); }
   void restore(std::uint64_t state) { generator_ = SplitMix64(state); }
 

@@ -9,7 +9,7 @@ namespace replay {
 namespace {
 
 constexpr std::size_t kLargest = std::numeric_limits<std::size_t>::max() / 2;
-constexpr std::size_t kFieldAlignment = 64;  // a cache line: copies start on one
+constexpr std::size_t kFieldAlignment = 64;  // one cache line
 
 std::size_t product(std::size_t a, std::size_t b, const char* what) {
   if (b != 0 && a > kLargest / b) {
@@ -24,20 +24,15 @@ std::size_t round_up(std::size_t value, std::size_t multiple) {
 
 }  // namespace
 
-StepRing::StepRing(const std::vector<FieldSpec>& fields, std::size_t streams, std::size_t slots,
-                   std::size_t segment_steps)
-    : streams_(streams),
-      slots_(slots),
-      segment_steps_(segment_steps),
-      segment_bytes_(0),
-      memory_(kPageBytes) {
+StepRing::StepRing(const std::vector<FieldSpec>& fields, const RingShape& shape)
+    : shape_(shape), segment_bytes_(0), memory_(kPageBytes) {
   if (fields.empty()) throw std::invalid_argument("a replay needs at least one field");
-  if (streams == 0) throw std::invalid_argument("a replay needs at least one stream");
-  if (slots == 0) throw std::invalid_argument("a replay needs room for at least one step");
-  if (segment_steps == 0 || slots % segment_steps != 0) {
+  if (shape.streams == 0) throw std::invalid_argument("a replay needs at least one stream");
+  if (shape.slots == 0) throw std::invalid_argument("a replay needs room for at least one step");
+  if (shape.segment_steps == 0 || shape.slots % shape.segment_steps != 0) {
     throw std::invalid_argument("segments must divide the ring");
   }
-  const std::size_t steps = product(streams, segment_steps, "a segment");
+  const std::size_t steps = product(shape.streams, shape.segment_steps, "a segment");
   for (const FieldSpec& field : fields) {
     const std::size_t bytes = field.step_bytes();
     step_bytes_.push_back(bytes);
@@ -47,17 +42,17 @@ StepRing::StepRing(const std::vector<FieldSpec>& fields, std::size_t streams, st
     if (segment_bytes_ > kLargest) throw std::invalid_argument("the fields are too large");
   }
   segment_bytes_ = round_up(segment_bytes_, kPageBytes);
-  memory_ = ReservedMemory(product(slots / segment_steps, segment_bytes_, "a replay"));
+  memory_ = ReservedMemory(product(shape.slots / shape.segment_steps, segment_bytes_, "a replay"));
 }
 
 void StepRing::write(std::uint64_t step, const std::byte* const* columns,
                      std::size_t stride_steps) {
   for (std::size_t field = 0; field < step_bytes_.size(); ++field) {
     const std::size_t bytes = step_bytes_[field];
-    const std::size_t next_stream = segment_steps_ * bytes;
+    const std::size_t next_stream = shape_.segment_steps * bytes;
     std::byte* output = at(field, 0, step);
     const std::byte* column = columns[field];
-    for (std::size_t stream = 0; stream < streams_; ++stream) {
+    for (std::size_t stream = 0; stream < shape_.streams; ++stream) {
       std::memcpy(output, column, bytes);
       output += next_stream;
       column += stride_steps * bytes;

@@ -1,18 +1,18 @@
-// The newest steps of all environment streams: one ring of memory.
+// A ring buffer of the newest steps of all environment streams.
 //
-// Steps are numbered from 0 in the order in which they were added, for all streams alike; step
-// i stands in slot i % slots(). The slots are divided into segments of segment_steps(), each a
-// block of its own: field after field, in it stream after stream, in it step after step. So the
-// steps of one stream in one segment lie side by side, and a segment can be written to a file, or
-// be one, as a whole. A ring in memory alone has a single segment.
+// Steps are numbered from 0 in the order in which they were added, the same numbers for every
+// stream; step i occupies slot i % slots. Slots are grouped into segments of segment_steps slots.
+// Each segment is one contiguous block, laid out by field, then stream, then step. The steps of one
+// stream within one segment are therefore contiguous, and a segment can be written to a file, or
+// mapped from one, as a whole. A ring that is kept in memory only has a single segment.
 //
-// Ownership: owns its memory; write copies in.
-// Threads: none of its own. Calls on different steps may run at once; which steps are whole, and
-//   when a slot may be written again, is the caller's to know.
-// Complexity: construction O(fields), write O(bytes of a step), pieces O(pieces); memory is touched
-//   only as the ring fills (see reserved_memory.h).
-// Errors: std::invalid_argument for a bad specification, std::runtime_error where memory cannot be
-//   reserved.
+// Ownership: owns its memory; write() copies its input.
+// Threads: not synchronized. Calls on different slots may run concurrently; the caller tracks which
+//   steps are complete and when a slot may be overwritten.
+// Complexity: construction O(fields), write() O(bytes of a step), pieces() O(number of pieces).
+//   Memory is allocated only as the ring fills (see reserved_memory.h).
+// Errors: std::invalid_argument for an invalid specification, std::runtime_error if address space
+//   cannot be reserved. Indices are not checked.
 
 #pragma once
 
@@ -26,18 +26,22 @@
 
 namespace replay {
 
+// The dimensions of a ring; each must be at least 1.
+struct RingShape {
+  std::size_t streams = 0;
+  std::size_t slots = 0;          // per stream
+  std::size_t segment_steps = 0;  // must divide slots
+};
+
 class StepRing {
  public:
-  // `slots` (at least 1) for the steps of `streams` (at least 1) streams, in segments of
-  // `segment_steps`, which divides `slots`.
-  StepRing(const std::vector<FieldSpec>& fields, std::size_t streams, std::size_t slots,
-           std::size_t segment_steps);
+  StepRing(const std::vector<FieldSpec>& fields, const RingShape& shape);
 
-  // Copies step number `step` of all streams in: columns[f] points to the first stream's step of
-  // field f, the next stream's stands `stride_steps` steps behind it.
+  // Stores step number `step` of all streams. columns[f] points to field f of the first stream;
+  // consecutive streams are `stride_steps` steps apart.
   void write(std::uint64_t step, const std::byte* const* columns, std::size_t stride_steps = 1);
 
-  // Where one step of one stream stands.
+  // The address of one field of one step of one stream.
   std::byte* at(std::size_t field, std::size_t stream, std::uint64_t step) {
     return memory_.data() + offset(field, stream, step);
   }
@@ -45,13 +49,14 @@ class StepRing {
     return memory_.data() + offset(field, stream, step);
   }
 
-  // Calls visit(pointer, bytes) for the `count` steps of a stream from `step` on, in order of time,
-  // as few pieces as lie side by side.
+  // Calls visit(pointer, bytes) for each contiguous piece of the steps [step, step + count) of one
+  // field of one stream, in chronological order.
   template <typename Visit>
   void pieces(std::size_t field, std::size_t stream, std::uint64_t step, std::size_t count,
               const Visit& visit) const {
     while (count > 0) {
-      const auto until_end = static_cast<std::size_t>(segment_steps_ - step % segment_steps_);
+      const auto until_end =
+          static_cast<std::size_t>(shape_.segment_steps - step % shape_.segment_steps);
       const std::size_t here = std::min(count, until_end);
       visit(at(field, stream, step), here * step_bytes_[field]);
       step += here;
@@ -59,36 +64,36 @@ class StepRing {
     }
   }
 
-  // Makes the segment that step number `step` stands in plain memory, or that file's contents.
+  // Replaces the segment that contains step number `step` by zeros, or by the contents of a file
+  // of segment_bytes() bytes.
   void clear_segment(std::uint64_t step) { memory_.clear(segment_offset(step), segment_bytes_); }
-  void map_segment(std::uint64_t step, int descriptor, std::size_t file_offset) {
-    memory_.map_file(segment_offset(step), segment_bytes_, descriptor, file_offset);
+  void map_segment(std::uint64_t step, int descriptor) {
+    memory_.map_file(segment_offset(step), segment_bytes_, descriptor, 0);
   }
 
+  const RingShape& shape() const { return shape_; }
   std::size_t fields() const { return step_bytes_.size(); }
-  std::size_t streams() const { return streams_; }
-  std::size_t slots() const { return slots_; }
-  std::size_t segment_steps() const { return segment_steps_; }
-  // A multiple of kPageBytes, padding included.
+  std::size_t streams() const { return shape_.streams; }
+  std::size_t slots() const { return shape_.slots; }
+  std::size_t segment_steps() const { return shape_.segment_steps; }
+  // Including padding; a multiple of kPageBytes.
   std::size_t segment_bytes() const { return segment_bytes_; }
   std::size_t step_bytes(std::size_t field) const { return step_bytes_[field]; }
-  // Where a step stands from the beginning of its segment.
+  // The offset of a step from the beginning of its segment.
   std::size_t offset_in_segment(std::size_t field, std::size_t stream, std::uint64_t step) const {
-    const auto within = static_cast<std::size_t>(step % segment_steps_);
-    return field_offset_[field] + (stream * segment_steps_ + within) * step_bytes_[field];
+    const auto within = static_cast<std::size_t>(step % shape_.segment_steps);
+    return field_offset_[field] + (stream * shape_.segment_steps + within) * step_bytes_[field];
   }
 
  private:
   std::size_t segment_offset(std::uint64_t step) const {
-    return static_cast<std::size_t>(step % slots_ / segment_steps_) * segment_bytes_;
+    return static_cast<std::size_t>(step % shape_.slots / shape_.segment_steps) * segment_bytes_;
   }
   std::size_t offset(std::size_t field, std::size_t stream, std::uint64_t step) const {
     return segment_offset(step) + offset_in_segment(field, stream, step);
   }
 
-  std::size_t streams_;
-  std::size_t slots_;
-  std::size_t segment_steps_;
+  RingShape shape_;
   std::vector<std::size_t> step_bytes_;
   std::vector<std::size_t> field_offset_;
   std::size_t segment_bytes_;

@@ -1,4 +1,4 @@
-"""The C++ replay; `mudreamer_fast.replay.ReplayBuffer` is its face."""
+"""The C++ replay store; use it through `mudreamer_fast.replay.ReplayBuffer`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,13 +6,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-class Replay:
+class Progress:
+    def __init__(self, *, steps_added: int, generator: int) -> None: ...
+    @property
+    def steps_added(self) -> int: ...
+    @property
+    def generator(self) -> int: ...
+
+class SegmentPart:
+    def __init__(self, *, first: int, steps: int, checksum: int) -> None: ...
+    @property
+    def first(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def checksum(self) -> int: ...
+
+class ReplayStore:
     def __init__(
         self,
         fields: list[tuple[str, np.dtype[Any], tuple[int, ...]]],
         *,
         streams: int,
-        capacity_steps: int,
+        stream_capacity_steps: int,
         seed: int,
         threads: int,
         spare_steps: int,
@@ -21,7 +37,8 @@ class Replay:
     def add(self, step: dict[str, NDArray[Any]]) -> None: ...
     def sample(
         self,
-        batch: int,
+        *,
+        batch_size: int,
         length: int,
         outputs: dict[str, NDArray[Any]],
         handles: NDArray[np.uint64] | None,
@@ -29,16 +46,14 @@ class Replay:
     def write_back(
         self, handles: NDArray[np.uint64], values: dict[str, NDArray[Any]]
     ) -> NDArray[np.bool_]: ...
-    def snapshot(self, steps: int, outputs: dict[str, NDArray[Any]]) -> tuple[int, int] | None: ...
+    def snapshot(self, steps: int, outputs: dict[str, NDArray[Any]]) -> Progress | None: ...
     def restore(
-        self, steps: int, contents: dict[str, NDArray[Any]], steps_added: int, generator: int
+        self, steps: int, contents: dict[str, NDArray[Any]], progress: Progress
     ) -> None: ...
-    def write_segment(self, step: int, path: str) -> tuple[int, int, int]: ...
+    def write_segment(self, step: int, path: str) -> SegmentPart | None: ...
     def map_segment(self, step: int, path: str) -> None: ...
-    def load_segment(
-        self, first: int, steps: int, checksum: int, path: str, mark_first: bool
-    ) -> None: ...
-    def resume(self, begin: int, steps_added: int, generator: int) -> None: ...
+    def load_segment(self, part: SegmentPart, path: str, *, mark_first: bool) -> None: ...
+    def finish_loading(self, begin: int, progress: Progress) -> None: ...
     @property
     def steps(self) -> int: ...
     @property
@@ -51,8 +66,9 @@ class Replay:
 class BatchQueue:
     def __init__(
         self,
-        replay: Replay,
-        batch: int,
+        store: ReplayStore,
+        *,
+        batch_size: int,
         length: int,
         outputs: Sequence[dict[str, NDArray[Any]]],
         handles: Sequence[NDArray[np.uint64] | None],

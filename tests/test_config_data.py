@@ -93,7 +93,7 @@ def test_batches_are_of_the_sizes_asked_for(tmp_path: Path, sizes: tuple[int, in
 
 @pytest.mark.usefixtures("made_envs")
 @pytest.mark.parametrize("ahead", [0, 3])
-def test_batches_ahead_are_under_way(tmp_path: Path, ahead: int) -> None:
+def test_batches_ahead_are_pending(tmp_path: Path, ahead: int) -> None:
     with start(tiny_run.config(replay={"batches_ahead": ahead}), tmp_path) as run:
         step(run, 12)
         run.batches.next()
@@ -173,7 +173,7 @@ SHOWN = {
     "replay.batch_size": test_batches_are_of_the_sizes_asked_for,
     "replay.batch_length": test_batches_are_of_the_sizes_asked_for,
     "replay.gather_threads": test_gather_threads_copy_a_batch,
-    "replay.batches_ahead": test_batches_ahead_are_under_way,
+    "replay.batches_ahead": test_batches_ahead_are_pending,
     "replay.storage": test_storage_is_where_the_replay_lies,
     "replay.flush_every_seconds": test_flushes_come_as_often_as_they_are_asked_for,
 }

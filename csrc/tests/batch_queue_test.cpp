@@ -21,11 +21,12 @@ namespace {
 constexpr std::size_t kStreams = 3;
 constexpr std::size_t kBatch = 6;
 constexpr std::size_t kLength = 4;
+constexpr replay::BatchShape kShape{kBatch, kLength};
 
 ReplayStore make_store(std::size_t capacity, std::uint64_t seed = 1, std::size_t spare_steps = 1) {
   replay::ReplayOptions options;
   options.streams = kStreams;
-  options.capacity_steps = capacity;
+  options.stream_capacity_steps = capacity;
   options.seed = seed;
   options.threads = 2;
   options.spare_steps = spare_steps;
@@ -82,15 +83,15 @@ TEST(batches_come_in_the_order_in_which_they_were_drawn_whatever_is_added) {
     fill(store, 0, 9);
     fill(twin, 0, 9);
     Room room(store, slots);
-    BatchQueue queue(store, kBatch, kLength, room.slots());
+    BatchQueue queue(store, kShape, room.slots());
     std::vector<std::vector<Window>> expected;
     for (std::size_t call = 0; call < 30; ++call) {
       const std::size_t slot = queue.next();
       while (expected.size() < call + slots) {
-        expected.push_back(twin.draw(kBatch, kLength).windows);
+        expected.push_back(twin.draw(kShape).windows);
       }
       CHECK(room.holds(slot, expected[call]));
-      // As many steps as the store holds: all that the batches under way need would be gone.
+      // As many steps as the store holds: all that the pending batches need would be gone.
       const std::size_t begin = 9 + 9 * call;
       fill(store, begin, begin + 9);
       fill(twin, begin, begin + 9);
@@ -99,24 +100,24 @@ TEST(batches_come_in_the_order_in_which_they_were_drawn_whatever_is_added) {
   }
 }
 
-TEST(what_was_drawn_can_be_drawn_again) {
+TEST(pending_batches_can_be_resumed) {
   ReplayStore store = make_store(20);
   fill(store, 0, 20);
   Room room(store, 3);
-  BatchQueue queue(store, kBatch, kLength, room.slots());
+  BatchQueue queue(store, kShape, room.slots());
   CHECK(queue.pending(true).empty());
   queue.next();
-  const auto drawn = queue.pending(true);
-  CHECK(drawn.size() == 3 && queue.pending(false).size() == 2);
+  const auto pending = queue.pending(true);
+  CHECK(pending.size() == 3 && queue.pending(false).size() == 2);
   const std::uint64_t generator = store.generator();
   Room other_room(store, 3);
-  BatchQueue other(store, kBatch, kLength, other_room.slots());
-  CHECK(other.resume({drawn.begin() + 1, drawn.end()}));
+  BatchQueue other(store, kShape, other_room.slots());
+  CHECK(other.resume({pending.begin() + 1, pending.end()}));
   CHECK(store.generator() == generator);
-  CHECK(other_room.holds(other.next(), drawn[1]));
-  CHECK(other_room.holds(other.next(), drawn[2]));
+  CHECK(other_room.holds(other.next(), pending[1]));
+  CHECK(other_room.holds(other.next(), pending[2]));
   fill(store, 20, 40);
-  CHECK(!other.resume({drawn[1]}));
+  CHECK(!other.resume({pending[1]}));
   CHECK(!other.resume({{{0, 30}}}));
   const std::vector<Window> good(kBatch, Window{0, 30});
   CHECK(!other.resume({good, good, good, good}));
@@ -128,7 +129,7 @@ TEST(draws_from_a_view_do_not_see_what_is_added_since) {
   fill(store, 0, 9);
   fill(twin, 0, 9);
   Room room(store, 2);
-  BatchQueue queue(store, kBatch, kLength, room.slots());
+  BatchQueue queue(store, kShape, room.slots());
   for (std::size_t begin = 9; begin < 200; begin += 20) {
     queue.hold_view();
     std::vector<std::vector<Window>> expected;
@@ -136,7 +137,7 @@ TEST(draws_from_a_view_do_not_see_what_is_added_since) {
     std::thread learner([&] {
       for (std::size_t call = 0; call < 4; ++call) {
         const std::size_t slot = queue.next();
-        while (expected.size() < call + 2) expected.push_back(twin.draw(kBatch, kLength).windows);
+        while (expected.size() < call + 2) expected.push_back(twin.draw(kShape).windows);
         CHECK(room.holds(slot, expected[call]));
       }
     });
@@ -151,11 +152,11 @@ TEST(an_add_beyond_the_spare_steps_waits_for_the_view_to_end) {
   ReplayStore store = make_store(9);
   fill(store, 0, 9);
   Room room(store, 2);
-  BatchQueue queue(store, kBatch, kLength, room.slots());
+  BatchQueue queue(store, kShape, room.slots());
   queue.hold_view();
   fill(store, 9, 10);
   Watched adder([&] { fill(store, 10, 11); });
-  Watched writer([&] {  // waits to be alone, and must not keep the queue waiting
+  Watched writer([&] {  // an exclusive operation: it must not block the queue while it waits
     const std::uint64_t handle = 10;
     const std::byte* values[] = {nullptr, nullptr, nullptr, nullptr};
     bool written = false;
@@ -177,7 +178,7 @@ TEST(a_queue_of_a_store_that_is_too_empty_throws_and_goes_on_later) {
   ReplayStore store = make_store(20);
   fill(store, 0, 3);
   Room room(store, 2);
-  BatchQueue queue(store, kBatch, kLength, room.slots());
+  BatchQueue queue(store, kShape, room.slots());
   CHECK_THROWS(std::runtime_error, queue.next());
   CHECK(store.generator() == 1);
   fill(store, 3, 4);
@@ -189,7 +190,7 @@ TEST(a_closed_queue_throws_and_lets_the_store_go_on) {
   ReplayStore store = make_store(5);
   fill(store, 0, 5);
   Room room(store, 4);
-  BatchQueue queue(store, kBatch, kLength, room.slots());
+  BatchQueue queue(store, kShape, room.slots());
   queue.next();
   queue.close();
   queue.close();
@@ -204,7 +205,7 @@ TEST(closing_ends_a_wait_of_another_thread) {
     ReplayStore store = make_store(50);
     fill(store, 0, 50);
     Room room(store, 3);
-    BatchQueue queue(store, kBatch, kLength, room.slots());
+    BatchQueue queue(store, kShape, room.slots());
     std::thread sampler([&] {
       try {
         while (true) queue.next();
@@ -220,7 +221,7 @@ TEST(a_forked_process_is_told_that_the_queue_is_not_its_own) {
   ReplayStore store = make_store(20);
   fill(store, 0, 20);
   Room room(store, 2);
-  BatchQueue queue(store, kBatch, kLength, room.slots());
+  BatchQueue queue(store, kShape, room.slots());
   queue.next();
   while (queue.next() > 1) {
   }
@@ -252,9 +253,12 @@ TEST(an_adder_a_queue_a_writer_and_a_saver_can_work_at_once) {
   std::thread saver([&] {
     steps::Outputs contents(store.fields(), kStreams * 32);
     do {
-      ReplayStore::Marks marks;
-      if (!store.snapshot(32, contents.pointers(), &marks)) ++wrong;
-      if (!steps::holds(contents, store.fields(), 40, 1, marks.steps_added - 24)) ++wrong;
+      const auto progress = store.snapshot(32, contents.pointers());
+      if (!progress) {
+        ++wrong;
+        continue;
+      }
+      if (!steps::holds(contents, store.fields(), 40, 1, progress->steps_added - 24)) ++wrong;
     } while (working);
   });
   std::thread writer([&] {
@@ -276,7 +280,7 @@ TEST(an_adder_a_queue_a_writer_and_a_saver_can_work_at_once) {
   });
   {
     Room room(store, 3);
-    BatchQueue queue(store, kBatch, kLength, room.slots());
+    BatchQueue queue(store, kShape, room.slots());
     do {
       const std::size_t slot = queue.next();
       if (!room.holds(slot, queue.pending(true)[0])) ++wrong;

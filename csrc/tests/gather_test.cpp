@@ -14,7 +14,7 @@ constexpr std::size_t kHeld = 36;
 
 // A ring that has wrapped, in segments of the given length: steps [20, 56) are held.
 StepRing full_ring(const std::vector<replay::FieldSpec>& fields, std::size_t segment_steps) {
-  StepRing ring(fields, 2, kHeld, segment_steps);
+  StepRing ring(fields, {2, kHeld, segment_steps});
   for (std::size_t step = 0; step < 20 + kHeld; ++step) {
     ring.write(step, steps::Step(fields, 0, 2, step).columns());
   }
@@ -52,7 +52,7 @@ TEST(long_pieces_arrive_whole_wherever_they_begin_and_end) {
   // Copies past the cache work in lines of 64 bytes: every length and beginning beside them.
   for (const std::size_t bytes : {1u, 63u, 64u, 65u, 127u}) {
     const std::vector<replay::FieldSpec> fields = {{"data", replay::DType::kUint8, {bytes}}};
-    StepRing ring(fields, 1, 1500, 1500);
+    StepRing ring(fields, {1, 1500, 1500});
     for (std::size_t step = 0; step < 1500; ++step) {
       ring.write(step, steps::Step(fields, 0, 1, step).columns());
     }
@@ -79,7 +79,7 @@ TEST(a_stream_that_does_not_exist_is_refused_before_anything_is_written) {
 }
 
 TEST(no_windows_are_no_work) {
-  replay::gather(StepRing(steps::fields(), 1, 1, 1), {}, 3, nullptr, 4);
+  replay::gather(StepRing(steps::fields(), {1, 1, 1}), {}, 3, nullptr, 4);
 }
 
 TEST_MAIN()

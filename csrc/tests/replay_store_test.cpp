@@ -2,7 +2,7 @@
 
 #include <atomic>
 #include <chrono>
-#include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -17,6 +17,7 @@
 using replay::FieldSpec;
 using replay::ReplayOptions;
 using replay::ReplayStore;
+using replay::SegmentPart;
 
 namespace {
 
@@ -26,7 +27,7 @@ ReplayOptions options(std::size_t streams, std::size_t capacity, std::uint64_t s
                       std::size_t threads, std::optional<std::size_t> segment_steps = {}) {
   ReplayOptions made;
   made.streams = streams;
-  made.capacity_steps = capacity;
+  made.stream_capacity_steps = capacity;
   made.seed = seed;
   made.threads = threads;
   made.segment_steps = segment_steps;
@@ -63,7 +64,7 @@ TEST(samples_are_consecutive_steps_of_one_stream_and_begin_with_a_mark) {
   fill(store, 0, 61);
   const std::size_t length = 9;
   steps::Outputs outputs(store.fields(), 40 * length);
-  store.sample(40, length, outputs.pointers());
+  store.sample({40, length}, outputs.pointers());
   CHECK(outputs.guards_intact());
   for (std::size_t row = 0; row < 40; ++row) {
     std::size_t stream = 0;
@@ -83,7 +84,7 @@ TEST(a_store_of_exactly_one_window_draws_it_from_every_stream) {
     steps::Outputs outputs(store.fields(), 8);
     bool seen[kStreams] = {};
     for (int draw = 0; draw < 100; ++draw) {
-      store.sample(1, 8, outputs.pointers());
+      store.sample({1, 8}, outputs.pointers());
       for (std::size_t stream = 0; stream < kStreams; ++stream) {
         seen[stream] |= steps::holds(outputs, store.fields(), 7, stream, 7);
       }
@@ -96,19 +97,18 @@ TEST(a_restored_snapshot_draws_what_the_original_would_have) {
   ReplayStore store = make_store(23);
   fill(store, 0, 50);
   steps::Outputs contents(store.fields(), kStreams * 23);
-  ReplayStore::Marks marks;
-  CHECK(!store.snapshot(22, contents.pointers(), &marks));
-  CHECK(store.snapshot(23, contents.pointers(), &marks));
-  CHECK(marks.steps_added == 50);
+  CHECK(!store.snapshot(22, contents.pointers()));
+  const auto progress = store.snapshot(23, contents.pointers());
+  CHECK(progress && progress->steps_added == 50);
   ReplayStore other = make_store(23, 99);
   fill(other, 500, 511);
-  other.restore(23, contents.pointers(), marks);
+  other.restore(23, contents.pointers(), *progress);
   CHECK(other.steps() == 23 && other.steps_added() == 50);
   steps::Outputs expected(store.fields(), 7 * 5);
   steps::Outputs drawn(store.fields(), 7 * 5);
   for (std::size_t round = 0; round < 3; ++round) {
-    store.sample(7, 5, expected.pointers());
-    other.sample(7, 5, drawn.pointers());
+    store.sample({7, 5}, expected.pointers());
+    other.sample({7, 5}, drawn.pointers());
     for (std::size_t field = 0; field < store.fields().size(); ++field) {
       CHECK(drawn[field] == expected[field]);
     }
@@ -121,12 +121,12 @@ TEST(a_smaller_store_restores_the_newest_steps) {
   ReplayStore store = make_store(23);
   fill(store, 0, 20);
   steps::Outputs contents(store.fields(), kStreams * 20);
-  ReplayStore::Marks marks;
-  CHECK(store.snapshot(20, contents.pointers(), &marks));
+  const auto progress = store.snapshot(20, contents.pointers());
+  CHECK(progress);
   ReplayStore smaller = make_store(6);
-  smaller.restore(20, contents.pointers(), marks);
+  smaller.restore(20, contents.pointers(), *progress);
   steps::Outputs kept(store.fields(), kStreams * 6);
-  CHECK(smaller.snapshot(6, kept.pointers(), &marks));
+  CHECK(smaller.snapshot(6, kept.pointers()));
   for (std::size_t stream = 0; stream < kStreams; ++stream) {
     for (std::size_t i = 0; i < 6; ++i) {
       CHECK(steps::holds(kept, store.fields(), stream * 6 + i, stream, 14 + i));
@@ -138,12 +138,11 @@ TEST(a_failed_sample_leaves_outputs_and_generator_alone) {
   ReplayStore store = make_store(23);
   fill(store, 0, 4);
   steps::Outputs outputs(store.fields(), 5);
-  CHECK_THROWS(std::runtime_error, store.sample(1, 5, outputs.pointers()));
+  CHECK_THROWS(std::runtime_error, store.sample({1, 5}, outputs.pointers()));
   CHECK(outputs[0][0] == std::byte{0xA5});
   steps::Outputs contents(store.fields(), kStreams * 4);
-  ReplayStore::Marks marks;
-  CHECK(store.snapshot(4, contents.pointers(), &marks));
-  CHECK(marks.generator == 1);
+  const auto progress = store.snapshot(4, contents.pointers());
+  CHECK(progress && progress->generator == 1);
 }
 
 TEST(bad_constructions_are_refused) {
@@ -158,8 +157,8 @@ TEST(bad_constructions_are_refused) {
 TEST(an_add_waits_for_a_reader_only_where_it_needs_the_readers_steps) {
   ReplayStore store = make_store(10);
   fill(store, 0, 10);
-  auto draw = std::make_unique<replay::Draw>();
-  CHECK(store.resume_draw({{0, 2}, {1, 4}}, 3, draw.get()));
+  auto draw = store.resume_draw({{0, 2}, {1, 4}}, 3);
+  CHECK(draw);
   fill(store, 10, 13);  // the last of these writes the slot of step 2 - 1
   Watched adder([&] { fill(store, 13, 14); });
   CHECK(adder.waits());
@@ -177,10 +176,10 @@ TEST(steps_are_written_back_by_handle_unless_they_are_gone) {
   steps::Outputs outputs(store.fields(), 10);
   std::uint64_t handles[10];
   std::byte* const* pointers = outputs.pointers();
-  replay::Draw draw;
-  CHECK(store.resume_draw({{1, 0}, {2, 4}}, 5, &draw));
-  store.copy(draw, pointers, handles);
-  draw.claim.release();
+  auto draw = store.resume_draw({{1, 0}, {2, 4}}, 5);
+  CHECK(draw);
+  store.copy(*draw, pointers, handles);
+  draw.reset();
   CHECK(handles[0] == 1 && handles[9] == 8 * kStreams + 2);
   fill(store, 10, 13);  // steps 0, 1 and 2 go
   std::vector<std::byte> actions(10 * 12);
@@ -189,12 +188,13 @@ TEST(steps_are_written_back_by_handle_unless_they_are_gone) {
   bool written[10];
   store.write_back(10, handles, values, written);
   for (std::size_t i = 0; i < 10; ++i) CHECK(written[i] == (i >= 3));
-  CHECK(store.resume_draw({{1, 3}, {2, 4}}, 2, &draw));
-  store.copy(draw, pointers, nullptr);
+  draw = store.resume_draw({{1, 3}, {2, 4}}, 2);
+  CHECK(draw);
+  store.copy(*draw, pointers, nullptr);
   CHECK(outputs[1][0] == std::byte{3 * 12} && outputs[1][12] == std::byte{4 * 12});
   CHECK(outputs[1][24] == std::byte{5 * 12} && outputs[1][47] == std::byte{7 * 12 - 1});
   CHECK(outputs[0][0] == steps::byte_of(1, 3, 0, 0));  // other fields stay
-  draw.claim.release();
+  draw.reset();
   handles[4] = 13 * kStreams;
   const std::byte nothing{0xEE};
   values[1] = &nothing;  // would be read past its end, were anything written
@@ -212,8 +212,8 @@ TEST(a_store_in_segments_behaves_as_one_without) {
       fill(segmented, step, step + 1);
       CHECK(plain.steps() == segmented.steps());
       if (step < 8 || step % 3 != 0) continue;
-      plain.sample(7, 9, expected.pointers());
-      segmented.sample(7, 9, drawn.pointers());
+      plain.sample({7, 9}, expected.pointers());
+      segmented.sample({7, 9}, drawn.pointers());
       for (std::size_t field = 0; field < plain.fields().size(); ++field) {
         CHECK(drawn[field] == expected[field]);
       }
@@ -225,23 +225,23 @@ TEST(a_store_filled_from_its_segments_files_draws_what_the_original_would_have) 
   const TemporaryFolder folder;
   ReplayStore store = make_store(23, 5, 2, 4);
   fill(store, 0, 50);
-  std::vector<std::pair<ReplayStore::SegmentPart, std::string>> files;
+  std::vector<std::pair<SegmentPart, std::string>> files;
   for (std::uint64_t step = 27; step < 50; step = step / 4 * 4 + 4) {
     const std::string path = folder / std::to_string(step).c_str();
-    files.emplace_back(store.write_segment(step, path), path);
+    files.emplace_back(store.write_segment(step, path).value(), path);
   }
   CHECK(files.front().first.first == 27 && files.front().first.steps == 1);
   CHECK(files.back().first.first == 48 && files.back().first.steps == 2);
-  CHECK(store.write_segment(23, folder / "gone").steps == 0);
+  CHECK(!store.write_segment(23, folder / "gone"));
   for (const auto& [part, path] : files) store.map_segment(part.first, path);
   ReplayStore other = make_store(23, 99, 2, 4);
   for (const auto& [part, path] : files) other.load_segment(part, path, false);
-  other.resume(27, {50, store.generator()});
+  other.finish_loading(27, {50, store.generator()});
   steps::Outputs expected(store.fields(), 7 * 5);
   steps::Outputs drawn(store.fields(), 7 * 5);
   for (std::size_t round = 0; round < 20; ++round) {
-    store.sample(7, 5, expected.pointers());
-    other.sample(7, 5, drawn.pointers());
+    store.sample({7, 5}, expected.pointers());
+    other.sample({7, 5}, drawn.pointers());
     for (std::size_t field = 0; field < store.fields().size(); ++field) {
       CHECK(drawn[field] == expected[field]);
     }
@@ -260,18 +260,17 @@ TEST(a_segment_can_be_marked_as_an_episodes_beginning) {
   const TemporaryFolder folder;
   ReplayStore store = make_store(20, 5, 2, 4);
   fill(store, 0, 12);
-  const auto part = store.write_segment(6, folder / "segment");
+  const SegmentPart part = store.write_segment(6, folder / "segment").value();
   ReplayStore other = make_store(20, 5, 2, 4);
   other.load_segment(part, folder / "segment", true);
-  other.resume(4, {8, 1});
+  other.finish_loading(4, {8, 1});
   steps::Outputs contents(store.fields(), kStreams * 4);
-  ReplayStore::Marks marks;
-  CHECK(other.snapshot(4, contents.pointers(), &marks));
+  CHECK(other.snapshot(4, contents.pointers()));
   CHECK(contents[steps::kFirst][0] == std::byte{1} && contents[steps::kFirst][2] == std::byte{0});
   CHECK_THROWS(std::out_of_range, other.load_segment({4, 5, 0}, folder / "segment", false));
   CHECK_THROWS(std::runtime_error, other.load_segment({4, 4, 0}, folder / "segment", false));
   CHECK_THROWS(std::runtime_error, other.load_segment(part, folder / "none", false));
-  CHECK_THROWS(std::out_of_range, other.resume(9, {8, 1}));
+  CHECK_THROWS(std::out_of_range, other.finish_loading(9, {8, 1}));
   ReplayStore in_memory = make_store(20);
   CHECK_THROWS(std::invalid_argument, in_memory.write_segment(0, folder / "none"));
 }
@@ -285,7 +284,7 @@ TEST(segments_are_written_and_mapped_while_others_add_and_sample) {
   std::thread sampler([&] {
     steps::Outputs outputs(store.fields(), 9 * 11);
     do {
-      store.sample(9, 11, outputs.pointers());
+      store.sample({9, 11}, outputs.pointers());
       std::size_t stream = 0;
       std::size_t step = 0;
       if (!find(outputs, store.fields(), 22, 0, 700, &stream, &step) ||
@@ -298,7 +297,8 @@ TEST(segments_are_written_and_mapped_while_others_add_and_sample) {
     for (int number = 0; adding; ++number) {
       const std::uint64_t step = store.steps_added() - 17;
       const std::string path = folder / std::to_string(number).c_str();
-      if (store.write_segment(step, path).steps == 8) store.map_segment(step, path);
+      const auto part = store.write_segment(step, path);
+      if (part && part->steps == 8) store.map_segment(step, path);
     }
   });
   for (std::size_t step = 40; step < 700; ++step) {
@@ -323,7 +323,7 @@ TEST(adders_samplers_and_a_saver_can_work_at_once) {
   const auto sample = [&] {
     steps::Outputs outputs(store.fields(), kBatch * kLength);
     do {
-      store.sample(kBatch, kLength, outputs.pointers());
+      store.sample({kBatch, kLength}, outputs.pointers());
       for (std::size_t row = 0; row < kBatch; row += 23) {
         std::size_t stream = 0;
         std::size_t step = 0;
@@ -338,9 +338,12 @@ TEST(adders_samplers_and_a_saver_can_work_at_once) {
   const auto save = [&] {
     steps::Outputs contents(store.fields(), kStreams * 64);
     do {
-      ReplayStore::Marks marks;
-      if (!store.snapshot(64, contents.pointers(), &marks)) ++wrong;
-      const std::size_t oldest = static_cast<std::size_t>(marks.steps_added) - 64;
+      const auto progress = store.snapshot(64, contents.pointers());
+      if (!progress) {
+        ++wrong;
+        continue;
+      }
+      const std::size_t oldest = static_cast<std::size_t>(progress->steps_added) - 64;
       for (std::size_t i = 0; i < 64; i += 21) {
         if (!steps::holds(contents, store.fields(), 64 + i, 1, oldest + i)) ++wrong;
       }

@@ -56,9 +56,9 @@ TEST(what_was_written_reads_back) {
   read.small.assign(read.small.size(), std::byte{0});
   const OpenFile file(folder / "segment");
   CHECK(file.bytes() == kFileBytes);
-  replay::read_segment_file(file, "segment", read.spans(), kFileBytes, sum, false);
+  replay::check_segment_file(file, read.spans(), kFileBytes, sum);
   CHECK(read.small[0] == std::byte{0});
-  replay::read_segment_file(file, "segment", read.spans(), kFileBytes, sum, true);
+  replay::read_segment_file(file, read.spans(), kFileBytes, sum);
   CHECK(read.large == written.large && read.small == written.small);
 }
 
@@ -82,17 +82,20 @@ TEST(a_byte_changed_a_byte_lost_or_another_size_is_noticed) {
     std::fseek(stream, offset, SEEK_SET);
     std::fputc(byte ^ 1, stream);
     std::fclose(stream);
-    CHECK_THROWS(std::runtime_error, replay::read_segment_file(OpenFile(path), path, pieces.spans(),
-                                                               kFileBytes, sum, false));
+    CHECK_THROWS(std::runtime_error,
+                 replay::check_segment_file(OpenFile(path), pieces.spans(), kFileBytes, sum));
+    Pieces read;
+    CHECK_THROWS(std::runtime_error,
+                 replay::read_segment_file(OpenFile(path), read.spans(), kFileBytes, sum));
     stream = std::fopen(path.c_str(), "r+b");
     std::fseek(stream, offset, SEEK_SET);
     std::fputc(byte, stream);
     std::fclose(stream);
   }
-  replay::read_segment_file(OpenFile(path), path, pieces.spans(), kFileBytes, sum, false);
+  replay::check_segment_file(OpenFile(path), pieces.spans(), kFileBytes, sum);
   CHECK(truncate(path.c_str(), kFileBytes - 1) == 0);
-  CHECK_THROWS(std::runtime_error, replay::read_segment_file(OpenFile(path), path, pieces.spans(),
-                                                             kFileBytes, sum, false));
+  CHECK_THROWS(std::runtime_error,
+               replay::check_segment_file(OpenFile(path), pieces.spans(), kFileBytes, sum));
 }
 
 TEST(a_file_that_does_not_fit_is_removed) {

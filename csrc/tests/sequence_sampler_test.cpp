@@ -32,7 +32,7 @@ TEST(every_window_of_every_stream_is_equally_likely) {
   // Steps 5 to 11 of 3 streams: 4 windows of length 4 in each; 200 draws expected of each.
   SequenceSampler sampler(11);
   std::map<std::pair<std::size_t, std::uint64_t>, std::size_t> counts;
-  for (const Window& window : sampler.draw(3, 5, 12, 4, 2400)) {
+  for (const Window& window : sampler.draw(3, {5, 12}, {2400, 4})) {
     CHECK(window.stream < 3 && window.start >= 5 && window.start + 4 <= 12);
     ++counts[{window.stream, window.start}];
   }
@@ -47,12 +47,12 @@ TEST(every_window_of_every_stream_is_equally_likely) {
 
 TEST(a_restored_state_goes_on_with_the_same_draws) {
   SequenceSampler sampler(3);
-  sampler.draw(2, 0, 100, 5, 9);
+  sampler.draw(2, {0, 100}, {9, 5});
   const std::uint64_t state = sampler.state();
-  const auto expected = sampler.draw(2, 0, 100, 5, 9);
+  const auto expected = sampler.draw(2, {0, 100}, {9, 5});
   SequenceSampler other(77);
   other.restore(state);
-  const auto drawn = other.draw(2, 0, 100, 5, 9);
+  const auto drawn = other.draw(2, {0, 100}, {9, 5});
   for (std::size_t i = 0; i < 9; ++i) {
     CHECK(drawn[i].stream == expected[i].stream && drawn[i].start == expected[i].start);
   }
@@ -60,10 +60,10 @@ TEST(a_restored_state_goes_on_with_the_same_draws) {
 
 TEST(bad_requests_are_refused_without_moving_the_generator) {
   SequenceSampler sampler(3);
-  CHECK_THROWS(std::invalid_argument, sampler.draw(1, 0, 10, 0, 1));
-  CHECK_THROWS(std::invalid_argument, sampler.draw(1, 0, 10, 1, 0));
-  CHECK_THROWS(std::runtime_error, sampler.draw(2, 0, 10, 11, 1));
-  CHECK_THROWS(std::runtime_error, sampler.draw(0, 0, 10, 1, 1));
+  CHECK_THROWS(std::invalid_argument, sampler.draw(1, {0, 10}, {1, 0}));
+  CHECK_THROWS(std::invalid_argument, sampler.draw(1, {0, 10}, {0, 1}));
+  CHECK_THROWS(std::runtime_error, sampler.draw(2, {0, 10}, {1, 11}));
+  CHECK_THROWS(std::runtime_error, sampler.draw(0, {0, 10}, {1, 1}));
   CHECK(sampler.state() == 3);
 }
 

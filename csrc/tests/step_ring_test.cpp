@@ -37,7 +37,7 @@ TEST(every_range_reads_back_in_order_before_at_and_after_each_wrap) {
   const auto fields = steps::fields();
   const std::size_t sizes[][2] = {{1, 1}, {2, 2}, {7, 7}, {6, 3}, {8, 1}, {15, 5}};
   for (const auto& [slots, segment_steps] : sizes) {
-    StepRing ring(fields, kStreams, slots, segment_steps);
+    StepRing ring(fields, {kStreams, slots, segment_steps});
     for (std::size_t step = 0; step < 3 * slots + 2; ++step) {
       ring.write(step, steps::Step(fields, 0, kStreams, step).columns());
       const std::size_t oldest = step + 1 < slots ? 0 : step + 1 - slots;
@@ -51,7 +51,7 @@ TEST(every_range_reads_back_in_order_before_at_and_after_each_wrap) {
 }
 
 TEST(a_range_has_more_pieces_only_where_it_runs_over_the_end_of_a_segment) {
-  StepRing ring({{"reward", DType::kFloat32, {}}}, 2, 10, 5);
+  StepRing ring({{"reward", DType::kFloat32, {}}}, {2, 10, 5});
   std::vector<std::size_t> found;
   const auto note = [&](const std::byte*, std::size_t bytes) { found.push_back(bytes); };
   ring.pieces(0, 1, 5, 5, note);
@@ -64,7 +64,7 @@ TEST(a_range_has_more_pieces_only_where_it_runs_over_the_end_of_a_segment) {
 
 TEST(steps_of_one_stream_lie_side_by_side) {
   const auto fields = steps::fields();
-  StepRing ring(fields, kStreams, 12, 6);
+  StepRing ring(fields, {kStreams, 12, 6});
   for (std::size_t field = 0; field < fields.size(); ++field) {
     CHECK(ring.at(field, 2, 7) - ring.at(field, 2, 6) ==
           static_cast<std::ptrdiff_t>(fields[field].step_bytes()));
@@ -76,7 +76,7 @@ TEST(steps_of_one_stream_lie_side_by_side) {
 
 TEST(a_cleared_segment_reads_as_zero_and_the_others_stay) {
   const auto fields = steps::fields();
-  StepRing ring(fields, kStreams, 6, 3);
+  StepRing ring(fields, {kStreams, 6, 3});
   for (std::size_t step = 0; step < 6; ++step) {
     ring.write(step, steps::Step(fields, 0, kStreams, step).columns());
   }
@@ -89,16 +89,16 @@ TEST(a_cleared_segment_reads_as_zero_and_the_others_stay) {
 
 TEST(bad_specifications_are_refused) {
   const std::size_t huge = std::numeric_limits<std::size_t>::max() / 2;
-  CHECK_THROWS(std::invalid_argument, StepRing({}, 1, 4, 4));
-  CHECK_THROWS(std::invalid_argument, StepRing(steps::fields(), 0, 4, 4));
-  CHECK_THROWS(std::invalid_argument, StepRing(steps::fields(), 1, 0, 1));
-  CHECK_THROWS(std::invalid_argument, StepRing(steps::fields(), 1, 4, 3));
-  CHECK_THROWS(std::invalid_argument, StepRing(steps::fields(), 1, 4, 0));
-  CHECK_THROWS(std::invalid_argument, StepRing({{"empty", DType::kUint8, {3, 0}}}, 1, 4, 4));
+  CHECK_THROWS(std::invalid_argument, StepRing({}, {1, 4, 4}));
+  CHECK_THROWS(std::invalid_argument, StepRing(steps::fields(), {0, 4, 4}));
+  CHECK_THROWS(std::invalid_argument, StepRing(steps::fields(), {1, 0, 1}));
+  CHECK_THROWS(std::invalid_argument, StepRing(steps::fields(), {1, 4, 3}));
+  CHECK_THROWS(std::invalid_argument, StepRing(steps::fields(), {1, 4, 0}));
+  CHECK_THROWS(std::invalid_argument, StepRing({{"empty", DType::kUint8, {3, 0}}}, {1, 4, 4}));
   CHECK_THROWS(std::invalid_argument,
-               StepRing({{"large", DType::kFloat64, {huge, huge}}}, 1, 4, 4));
-  CHECK_THROWS(std::invalid_argument, StepRing({{"large", DType::kUint8, {huge}}}, 1, 4, 4));
-  CHECK_THROWS(std::invalid_argument, StepRing({{"many", DType::kUint8, {}}}, 4, huge, huge));
+               StepRing({{"large", DType::kFloat64, {huge, huge}}}, {1, 4, 4}));
+  CHECK_THROWS(std::invalid_argument, StepRing({{"large", DType::kUint8, {huge}}}, {1, 4, 4}));
+  CHECK_THROWS(std::invalid_argument, StepRing({{"many", DType::kUint8, {}}}, {4, huge, huge}));
 }
 
 TEST_MAIN()

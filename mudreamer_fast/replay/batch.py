@@ -1,4 +1,4 @@
-"""What a step, a batch and a saved replay are made of."""
+"""Layouts of steps, batches and saved states, and the checks of what a caller passes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mudreamer_fast._replay import Progress
+
 Batch: TypeAlias = dict[str, NDArray[Any]]
 """Arrays of shape (B, T, *shape) by field name."""
 
 Allocate: TypeAlias = Callable[[tuple[int, ...], Any], NDArray[Any]]
-"""Makes an uninitialised array of a shape and dtype, as `numpy.empty` does."""
+"""Returns an uninitialised array of the given shape and dtype, as `numpy.empty` does."""
 
 MAX_UINT64 = 2**64 - 1
 HANDLE = "handle"
-"""Name under which a batch holds the handles of its steps, where they are asked for."""
+"""Key of the handles in a batch that was sampled with them."""
 
 
 class FieldLike(Protocol):
-    """Anything that says the shape and the dtype of one field, for one step of one stream."""
+    """Shape and dtype of one field, for one step of one stream."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -29,12 +31,12 @@ class FieldLike(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Element type, exact."""
+        """Element type."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field with its shape and dtype made plain."""
+    """A `FieldLike` with plain values."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -42,14 +44,14 @@ class Field:
 
 @dataclass(frozen=True)
 class Layout:
-    """The checked arguments of a replay buffer."""
+    """The checked dimensions of a replay buffer."""
 
     fields: dict[str, Field]
-    """By name; `is_first` is among them."""
+    """By name; includes `is_first`."""
     num_streams: int
-    """Environments that are stored side by side."""
+    """Number of environments."""
     stream_capacity_steps: int
-    """Steps that each stream can hold."""
+    """Capacity of each stream."""
 
     @property
     def step_bytes(self) -> int:
@@ -60,7 +62,7 @@ class Layout:
         )
 
     def empty(self, *leading: int, allocate: Allocate = np.empty) -> Batch:
-        """Uninitialised arrays of shape (*leading, *shape), one for each field."""
+        """Allocate an uninitialised array of shape (*leading, *shape) for each field."""
         return {
             name: allocate((*leading, *field.shape), field.dtype)
             for name, field in self.fields.items()
@@ -74,10 +76,10 @@ def make_layout(
 
     Args:
         fields: shape and dtype of each field, for one step of one stream.
-        capacity_steps: steps kept over all streams.
-        num_streams: environments stored side by side.
+        capacity_steps: capacity over all streams.
+        num_streams: number of environments.
         seed: seed of the sampler, in [0, 2^64).
-        threads: threads that copy a batch.
+        threads: threads for copying a batch.
 
     Raises:
         ValueError: an argument is out of range, or `is_first` is not a boolean scalar.
@@ -105,51 +107,51 @@ def make_layout(
 
 
 def check_uint64(name: str, value: int) -> None:
-    """Raise ValueError unless the number fits in 64 bits."""
+    """Raise ValueError unless the value fits in an unsigned 64-bit integer."""
     if not 0 <= value <= MAX_UINT64:
         raise ValueError(f"{name} must be in [0, 2^64), got {value}")
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raise ValueError for the first of the named sizes that is not positive."""
+    """Raise ValueError unless all sizes are positive; the message names the first that is not."""
     for name, value in sizes.items():
         if value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
 
 
-def check_handles(out: Batch, handles: bool, shape: tuple[int, ...]) -> NDArray[Any] | None:
-    """Take the handles' array out of a batch that is to be filled.
+def take_handles(out: Batch, handles: bool, shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """Remove the array of handles from a batch that is to be filled, and check it.
 
     Raises:
-        ValueError: it is there without being asked for, or the other way round, or does not fit.
+        ValueError: the array is present although `handles` is false, missing although it is true,
+            or does not fit.
     """
-    named = out.pop(HANDLE, None)
-    if (named is not None) != handles:
+    array = out.pop(HANDLE, None)
+    if (array is not None) != handles:
         raise ValueError(f"out must hold {HANDLE!r} if handles are asked for, and only then")
-    if named is not None and not (
-        isinstance(named, np.ndarray)
-        and named.dtype == np.uint64
-        and named.shape == shape
-        and named.flags.c_contiguous
-        and named.flags.writeable
+    if array is not None and not (
+        isinstance(array, np.ndarray)
+        and array.dtype == np.uint64
+        and array.shape == shape
+        and array.flags.c_contiguous
+        and array.flags.writeable
     ):
         raise ValueError(f"{HANDLE!r} must be a C-contiguous, writeable array of uint64 {shape}")
-    return named
+    return array
 
 
-def unpack_state(state: Mapping[str, Any], num_streams: int) -> tuple[Batch, int, int, int]:
-    """Check what a replay's `state_dict` returned, but for the arrays themselves.
+def unpack_state(state: Mapping[str, Any], num_streams: int) -> tuple[Batch, int, Progress]:
+    """Check a result of `ReplayBuffer.state_dict`, except for its arrays.
 
     Args:
         state: the saved state.
-        num_streams: streams of the buffer that it is loaded into.
+        num_streams: number of streams of the buffer that loads it.
 
     Returns:
-        The arrays by field, the steps that each stream holds in them, the steps added to each
-        stream, and the generator's state.
+        The arrays by field, the number of steps per stream in them, and the progress.
 
     Raises:
-        ValueError: an entry is missing, out of range, or of another number of streams.
+        ValueError: an entry is missing or out of range, or the number of streams differs.
     """
     missing = {"fields", "num_streams", "steps", "steps_added", "generator"} - state.keys()
     if missing:
@@ -164,4 +166,5 @@ def unpack_state(state: Mapping[str, Any], num_streams: int) -> tuple[Batch, int
         raise ValueError(
             f"the replay state holds {state['steps']} steps of {state['steps_added']} added"
         )
-    return dict(state["fields"]), state["steps"], state["steps_added"], state["generator"]
+    progress = Progress(steps_added=state["steps_added"], generator=state["generator"])
+    return dict(state["fields"]), state["steps"], progress

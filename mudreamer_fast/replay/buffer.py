@@ -1,4 +1,4 @@
-"""The replay buffer: a typed face of the C++ module."""
+"""The replay buffer: a typed interface to the C++ store."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mudreamer_fast._replay import Replay
+from mudreamer_fast._replay import ReplayStore
 from mudreamer_fast.replay.batch import (
     HANDLE,
     Allocate,
     Batch,
     FieldLike,
-    check_handles,
     check_sizes,
     make_layout,
+    take_handles,
     unpack_state,
 )
-from mudreamer_fast.replay.batches import Batches
+from mudreamer_fast.replay.batch_queue import BatchQueue
 from mudreamer_fast.replay.storage import Flusher, Storage
 
 
 class ReplayBuffer:
-    """The newest steps of every environment stream, and uniform draws of sequences from them.
+    """Stores the newest steps of all environment streams and samples sequences uniformly.
 
-    Storage is one ring for all streams; memory is taken only as it fills. Copies run on several
-    threads without the GIL or any lock, and every method may be called from any thread
-    (`csrc/replay_store.h` has the locking contract). Arrays are refused rather than converted:
-    dtype and shape must be exact and memory C-contiguous. A call that raises has changed nothing.
+    All streams share one ring, which uses memory only as it fills. Batches are copied by several
+    threads without holding the GIL or a lock. Every method may be called from any thread
+    (`csrc/replay_store.h` documents the locking contract). Arrays must have the exact dtype and
+    shape and be C-contiguous; they are never converted. A call that raises changes nothing.
 
-    With a folder the steps are on disk as well, and survive a crash up to the last flush: what is
-    there is taken over, and `problems` says what was damaged (`replay/storage.py`).
+    With a folder the steps are also stored on disk and survive a crash up to the last flush. The
+    constructor recovers the folder's steps; `problems` reports damage (`replay/storage.py`).
 
     Args:
-        fields: shape and dtype of each field, for one step of one stream; must hold `is_first`, a
-            boolean scalar.
-        capacity_steps: steps kept over all streams, the same number for each (rounded down).
-        num_streams: environments stored side by side.
+        fields: shape and dtype of each field, for one step of one stream; must include `is_first`,
+            a boolean scalar.
+        capacity_steps: capacity over all streams, divided equally among them (rounded down).
+        num_streams: number of environments.
         seed: seed of the sampler, in [0, 2^64).
-        threads: threads that copy a batch.
-        folder: where the steps are kept on disk; None keeps them in memory alone.
-        flush_every_seconds: between two flushes in the background; None leaves them to `flush`.
-        spare_steps: of each stream, that a full buffer takes while `Batches.hold_view` holds.
+        threads: threads for copying a batch.
+        folder: folder for the steps on disk; None keeps them in memory only.
+        flush_every_seconds: interval of flushes in the background; None flushes only in `flush`.
+        spare_steps: steps per stream that a full buffer accepts during `BatchQueue.hold_view`.
 
     Raises:
         ValueError: an argument is out of range or a field cannot be stored.
-        RuntimeError: the system refuses the address space.
-        StorageError: the folder cannot be used, is in use, or holds other fields.
+        RuntimeError: the address space cannot be reserved.
+        StorageError: the folder cannot be used, is in use, or contains other fields or streams.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class ReplayBuffer:
         if flush_every_seconds is not None and flush_every_seconds <= 0:
             raise ValueError(f"flush_every_seconds must be positive, got {flush_every_seconds}")
         self._storage = None if folder is None else Storage(folder, self._layout)
-        self._store = Replay(
+        self._store = ReplayStore(
             [(name, field.dtype, field.shape) for name, field in self._layout.fields.items()],
             streams=num_streams,
-            capacity_steps=self._layout.stream_capacity_steps,
+            stream_capacity_steps=self._layout.stream_capacity_steps,
             seed=seed,
             threads=threads,
             spare_steps=spare_steps,
@@ -92,17 +92,17 @@ class ReplayBuffer:
 
     @property
     def num_streams(self) -> int:
-        """Environments stored side by side."""
+        """Number of environments."""
         return self._layout.num_streams
 
     @property
     def capacity_steps(self) -> int:
-        """Steps that can be held, over all streams."""
+        """Capacity over all streams."""
         return self._layout.stream_capacity_steps * self._layout.num_streams
 
     @property
     def steps_added(self) -> int:
-        """Steps added so far over all streams, those overwritten since among them."""
+        """Steps added so far over all streams, including overwritten ones."""
         return self._store.steps_added * self._layout.num_streams
 
     @property
@@ -112,22 +112,22 @@ class ReplayBuffer:
 
     @property
     def capacity_bytes(self) -> int:
-        """Bytes of the steps held once the buffer is full."""
+        """Bytes of the steps of a full buffer."""
         return self.capacity_steps * self._layout.step_bytes
 
     def add(self, step: Mapping[str, NDArray[Any]]) -> None:
-        """Copy in one step of every stream, over the oldest one where the buffer is full.
+        """Store one step of every stream, overwriting the oldest if the buffer is full.
 
         Args:
-            step: for each field an array (num_streams, *shape).
+            step: an array (num_streams, *shape) for each field.
 
         Raises:
-            ValueError: a key, dtype, shape or memory layout is not the declared one.
+            ValueError: a key, dtype, shape or memory layout does not match the fields.
         """
         self._store.add(step if isinstance(step, dict) else dict(step))
 
     def can_sample(self, length: int) -> bool:
-        """Whether some stream holds `length` steps in a row.
+        """Return whether some stream holds `length` consecutive steps.
 
         Raises:
             ValueError: the length is not positive.
@@ -138,24 +138,24 @@ class ReplayBuffer:
     def sample(
         self, batch_size: int, length: int, out: Batch | None = None, handles: bool = False
     ) -> Batch:
-        """Draw sequences, all windows of `length` steps of one stream being equally likely.
+        """Sample sequences; every window of `length` steps of one stream is equally likely.
 
-        A window may run over the end of an episode. Its first step is marked `is_first` in the
-        batch, whatever the stored mark; marks further in are the stored ones.
+        A window may cross the end of an episode. In the batch `is_first` is set on the first step
+        of each window; on the other steps it has the stored value.
 
         Args:
-            batch_size: B, sequences to draw.
-            length: T, steps in each.
-            out: arrays (B, T, *shape) to write to, for each field; they must not share memory.
-                New ones are made where there are none, which costs several times the copy.
-            handles: give a "handle" (B, T) uint64 too, which names each step to `write_back`.
+            batch_size: B, number of sequences.
+            length: T, steps in each sequence.
+            out: an array (B, T, *shape) for each field to write to; they must not share memory.
+                None allocates new arrays, which takes several times as long as the copy.
+            handles: include a "handle" (B, T) uint64, which identifies steps to `write_back`.
 
         Returns:
-            `out`, or the new arrays.
+            `out` if it was passed, else the new arrays.
 
         Raises:
             ValueError: a size is not positive, or `out` does not fit.
-            RuntimeError: no stream holds that many steps yet.
+            RuntimeError: no stream holds `length` steps.
         """
         check_sizes(batch_size=batch_size, length=length)
         if out is None:
@@ -164,8 +164,10 @@ class ReplayBuffer:
             if handles:
                 out[HANDLE] = np.empty((batch_size, length), np.uint64)
         arrays = dict(out)
-        named = check_handles(arrays, handles, (batch_size, length))
-        self._store.sample(batch_size, length, arrays, named)
+        handles_array = take_handles(arrays, handles, (batch_size, length))
+        self._store.sample(
+            batch_size=batch_size, length=length, outputs=arrays, handles=handles_array
+        )
         return out
 
     def batches(
@@ -175,15 +177,15 @@ class ReplayBuffer:
         ahead: int,
         handles: bool = False,
         allocate: Allocate = np.empty,
-    ) -> Batches:
-        """Batches as `sample` draws them, `ahead` of them copied before they are asked for.
+    ) -> BatchQueue:
+        """Create a queue of batches, sampled as by `sample` and copied ahead of their use.
 
         Args:
-            batch_size: B, sequences in each.
+            batch_size: B, sequences in each batch.
             length: T, steps in each sequence.
-            ahead: K, batches under way while one is in use; 0 has every call wait for its copy.
+            ahead: K, pending batches while one is in use; with 0 every call waits for its copy.
             handles: as in `sample`.
-            allocate: makes the arrays of the K + 1 batches, such as pinned ones.
+            allocate: allocates the arrays of the K + 1 batches, such as pinned ones.
 
         Raises:
             ValueError: a size is not positive, or `ahead` is negative.
@@ -191,29 +193,28 @@ class ReplayBuffer:
         check_sizes(batch_size=batch_size, length=length)
         if ahead < 0:
             raise ValueError(f"ahead must not be negative, got {ahead}")
-        sizes = (batch_size, length)
-        return Batches(self._store, self._layout, sizes, ahead, handles, allocate)
+        return BatchQueue(self._store, self._layout, batch_size, length, ahead, handles, allocate)
 
     def write_back(
         self, handle: NDArray[np.uint64], values: Mapping[str, NDArray[Any]]
     ) -> NDArray[np.bool_]:
-        """Overwrite fields of sampled steps, such as latents that are known better now.
+        """Overwrite fields of sampled steps, such as latents, with updated values.
 
-        Waits until all batches under way are copied. Only memory is written: a folder keeps the
-        values that it was first given, once the segment they are in is full.
+        Waits until all pending batches are copied. Writes to memory only: files of full segments
+        keep the original values.
 
         Args:
-            handle: of the steps, any shape, from `sample` or `batches`.
-            values: for some of the fields an array (*handle.shape, *shape). Where a handle comes
-                twice the later values stay.
+            handle: handles of the steps from `sample` or `batches`, of any shape.
+            values: an array (*handle.shape, *shape) for each field to overwrite. For a repeated
+                handle the last values count.
 
         Returns:
-            Which of them were written, in the shape of `handle`. A stale one, whose step has been
-            overwritten since, is refused: its values are dropped.
+            Whether each step was written, in the shape of `handle`. Values of steps that are no
+            longer held are ignored.
 
         Raises:
             ValueError: an array does not fit.
-            IndexError: a handle that was never given; nothing is written.
+            IndexError: a handle identifies a step that was never added; nothing is written.
         """
         if not isinstance(handle, np.ndarray) or handle.dtype != np.uint64:
             kind = getattr(handle, "dtype", type(handle).__name__)
@@ -221,65 +222,65 @@ class ReplayBuffer:
         return self._store.write_back(np.ascontiguousarray(handle), dict(values))
 
     def state_dict(self, allocate: Allocate = np.empty) -> dict[str, Any]:
-        """Contents in order of age, counters and the sampler's generator; a copy of it all.
+        """Return a copy of the held steps, the counters and the state of the sampler's generator.
 
         Args:
-            allocate: makes the arrays that the contents are copied to, such as files that are
-                mapped, where a second replay in memory would be too much.
+            allocate: allocates the arrays of the copy; memory-mapped files avoid a second replay
+                in memory.
 
         Returns:
-            `fields` (for each an array (num_streams, steps, *shape), oldest first), `num_streams`,
-            `steps` and `steps_added` of each stream, and `generator`.
+            `fields` (an array (num_streams, steps, *shape) for each, oldest step first),
+            `num_streams`, `steps` and `steps_added` per stream, and `generator`.
         """
         while True:
             steps = self._store.steps
             contents = self._layout.empty(self._layout.num_streams, steps, allocate=allocate)
-            marks = self._store.snapshot(steps, contents)
-            if marks is not None:  # else another thread added a step in between
+            progress = self._store.snapshot(steps, contents)
+            if progress is not None:  # None: another thread added a step in between
                 break
         return {
             "fields": contents,
             "num_streams": self._layout.num_streams,
             "steps": steps,
-            "steps_added": marks[0],
-            "generator": marks[1],
+            "steps_added": progress.steps_added,
+            "generator": progress.generator,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state; a buffer that cannot hold it all keeps the newest steps.
+        """Replace the contents by a saved state; a smaller buffer keeps the newest steps.
 
         Args:
-            state: what `state_dict` returned, of a buffer with the same fields and streams.
+            state: a result of `state_dict` of a buffer with the same fields and streams.
 
         Raises:
             ValueError: an entry is missing or does not fit this buffer.
         """
-        contents, steps, steps_added, generator = unpack_state(state, self._layout.num_streams)
-        self._store.restore(steps, contents, steps_added, generator)
+        contents, steps, progress = unpack_state(state, self._layout.num_streams)
+        self._store.restore(steps, contents, progress)
         if self._storage is not None:
-            self._storage.forget()
+            self._storage.invalidate()
 
     def flush(self) -> None:
-        """Bring the folder up to date; nothing to do without one.
+        """Write all held steps that are not on disk yet to the folder, if there is one.
 
         Raises:
-            StorageError: it cannot be written; what it held before is intact.
+            StorageError: the folder cannot be written; its previous contents are intact.
         """
         if self._storage is not None:
             self._storage.flush(self._store)
 
     def problems(self) -> list[str]:
-        """Lines on what went wrong with the folder since this was last asked."""
-        found, self._problems = self._problems, []
+        """Return, and clear, the messages about damage and failed flushes of the folder."""
+        problems, self._problems = self._problems, []
         while self._flusher is not None and self._flusher.problems:
-            found.append(self._flusher.problems.pop(0))
-        return found
+            problems.append(self._flusher.problems.pop(0))
+        return problems
 
     def close(self) -> None:
-        """Flush, and let others have the folder; a second call does nothing.
+        """Flush and release the folder; a second call does nothing.
 
         Raises:
-            StorageError: as `flush`; the folder is let go all the same.
+            StorageError: as for `flush`; the folder is released nevertheless.
         """
         if self._end.alive:
             try:
@@ -288,7 +289,7 @@ class ReplayBuffer:
                 self._end()
 
     def _require(self, length: int) -> None:
-        """Refuse before a batch is allocated that could not be filled."""
+        """Raise RuntimeError, before a batch is allocated, if no stream holds `length` steps."""
         steps = self._store.steps
         if steps < length:
             raise RuntimeError(

@@ -1,4 +1,4 @@
-"""Batches as tensors on the learner's device, the next one copied while it learns."""
+"""Moves batches to the learner's device, the next one while the current one is in use."""
 
 from __future__ import annotations
 
@@ -17,78 +17,78 @@ from mudreamer_fast.replay.buffer import ReplayBuffer
 
 @dataclass(frozen=True)
 class _Sent:
-    """A batch on its way to the device."""
+    """A batch whose copy to the device was started; `copied` marks its end."""
 
     tensors: dict[str, Tensor]
     copied: torch.cuda.Event
 
 
 class Prefetcher:
-    """Batches of a replay buffer for a learner on a device.
+    """Provides the batches of a replay buffer as tensors on a device.
 
-    On the CPU a batch's tensors are the arrays that the buffer copied to. On a GPU those arrays are
-    pinned, and a stream of its own sends each batch one call before it is handed out, into one of
-    two sets of tensors, while the update before is still at work.
+    On the CPU the tensors share memory with the arrays of the buffer's `BatchQueue`. On a GPU those
+    arrays are pinned. `next` starts the copy of the following batch on a separate CUDA stream, into
+    one of two sets of tensors, so that it overlaps with the update on the current batch.
 
     Args:
-        replay: where the batches come from.
-        batch_size: B, sequences in each.
+        replay: source of the batches.
+        batch_size: B, sequences in each batch.
         length: T, steps in each sequence.
-        ahead: batches under way in the buffer while one is in use.
-        device: of the tensors.
+        ahead: pending batches of the queue while one is in use.
+        device: device of the tensors.
     """
 
     def __init__(
         self, replay: ReplayBuffer, batch_size: int, length: int, ahead: int, device: torch.device
     ) -> None:
         self.waited_seconds = 0.0
-        """Wall time spent in `next` so far: what the learner waited for data."""
+        """Total wall time spent in `next`, that is, waiting for data."""
         self._device = device
-        self._batches = replay.batches(batch_size, length, ahead, allocate=self._allocate)
+        self._queue = replay.batches(batch_size, length, ahead, allocate=self._allocate)
         self._sent: _Sent | None = None
         self._in_use: dict[str, Tensor] | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def next(self) -> dict[str, Tensor]:
-        """The oldest batch, on the device; its tensors are the caller's until the next call.
+        """Return the oldest pending batch on the device; its tensors are valid until the next call.
 
         Raises:
-            RuntimeError: too few steps are held for a window, or this is closed.
+            RuntimeError: no stream holds enough steps for a window, or the prefetcher is closed.
         """
         started = time.perf_counter()
-        batch = self._next_sent() if self._device.type == "cuda" else _tensors(self._batches.next())
+        batch = self._next_sent() if self._device.type == "cuda" else _tensors(self._queue.next())
         self.waited_seconds += time.perf_counter() - started
         return batch
 
     def hold_view(self) -> None:
-        """See `Batches.hold_view`."""
-        self._batches.hold_view()
+        """See `BatchQueue.hold_view`."""
+        self._queue.hold_view()
 
     def release_view(self) -> None:
-        """See `Batches.hold_view`."""
-        self._batches.release_view()
+        """See `BatchQueue.release_view`."""
+        self._queue.release_view()
 
     def pending(self) -> NDArray[np.uint64]:
-        """The windows of the batches that `next` will give, as far as they are drawn.
+        """Return the windows of the pending batches: those drawn that `next` has not returned.
 
         Returns:
             (batches, B, 2), for `resume`.
         """
-        # The batch that the buffer gave last is in use, or was only sent to the device.
-        return self._batches.pending(with_last=self._sent is not None)
+        # On a GPU the batch that the queue returned last is on the device but still pending here.
+        return self._queue.pending(with_last=self._sent is not None)
 
     def resume(self, windows: NDArray[Any]) -> bool:
-        """Go on with what was under way in a buffer of the same contents, before all else.
+        """Take up pending batches, see `BatchQueue.resume`.
 
         Returns:
-            Whether it could be drawn again; not where steps are no longer held.
+            Whether the batches are pending now; False if one of their steps is no longer held.
         """
-        return self._batches.resume(windows)
+        return self._queue.resume(windows)
 
     def close(self) -> None:
-        """End the thread that copies; a second call does nothing."""
-        self._batches.close()
+        """Close the queue; a second call does nothing."""
+        self._queue.close()
 
     def _allocate(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         if self._device.type != "cuda":
@@ -99,18 +99,18 @@ class Prefetcher:
     def _next_sent(self) -> dict[str, Tensor]:
         sent = self._sent or self._send(None)
         torch.cuda.current_stream(self._device).wait_event(sent.copied)
-        # The buffer fills the pinned arrays again as soon as it is asked for another batch.
+        # The queue may overwrite the pinned arrays once it is asked for another batch.
         sent.copied.synchronize()
         self._sent = self._send(self._in_use)
         self._in_use = sent.tensors
         return sent.tensors
 
     def _send(self, target: dict[str, Tensor] | None) -> _Sent:
-        """Start copying the next batch to `target`, or to new tensors."""
-        host = _tensors(self._batches.next())
+        """Start copying the next batch to `target`, or to new tensors if it is None."""
+        host = _tensors(self._queue.next())
         if target is None:
             target = {name: torch.empty_like(t, device=self._device) for name, t in host.items()}
-        # Whatever was asked of the tensors so far comes before they are written again.
+        # Work that was queued on the tensors finishes before they are overwritten.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             for name, tensor in host.items():

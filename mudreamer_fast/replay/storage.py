@@ -1,16 +1,16 @@
-"""A replay buffer's steps in a folder, safe against a crash at any moment.
+"""Stores a replay buffer's steps in a folder that survives a crash at any moment.
 
 Layout of the folder::
 
-    manifest.json            the fields, the segments in order with checksums, and the generator
-    segment-<number>.bin     steps of all streams, byte for byte as they stand in memory
-    lock                     held by the process that uses the folder
+    manifest.json            fields, segments in order with checksums, and the generator's state
+    segment-<number>.bin     steps of all streams with the byte layout of a segment in memory
+    lock                     locked by the process that uses the folder
 
-A flush writes and syncs the segments that are new, then renames a new manifest over the old one:
-whatever stops the process, the manifest names files that are complete. A segment that is not full
-yet is written again, under another name, by each flush until it is. Full ones take the place of
-their memory: the system reads their pages when they are asked for, and drops them when it needs
-room, so that a buffer may be larger than memory.
+A flush writes and syncs the new segments, then replaces the manifest atomically by a rename. The
+manifest therefore always names complete files. A segment that is not full is rewritten under a new
+name by each flush. The file of a full segment is mapped in place of the segment's memory: the
+system loads its pages on access and evicts them under memory pressure, so a buffer may exceed the
+memory.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mudreamer_fast._replay import Replay
+from mudreamer_fast._replay import Progress, ReplayStore, SegmentPart
 from mudreamer_fast.disk.manifest import ManifestError, read_manifest, write_manifest
 from mudreamer_fast.replay.batch import Layout
 
 KIND = "replay buffer"
 VERSION = 1
-"""Raised whenever the layout changes; other versions are refused."""
+"""Format version: incremented when the layout changes; other versions are rejected."""
 
 SEGMENT_BYTES = 1 << 25
-"""About what a segment holds: files that are few, and a tail that is cheap to write again."""
+"""Target size of a segment: few files, and a partial segment that is cheap to rewrite."""
 LEAST_SEGMENT_STEPS = 16
 MOST_SEGMENTS = 32
-"""Of a small buffer: the ring has two segments to spare, which should be little beside it."""
+"""Segments of a small buffer at most: keeps the ring's one to two extra segments small."""
 
 
 class StorageError(RuntimeError):
-    """A folder that cannot hold a replay buffer; the message is one line for the user."""
+    """The folder of a replay buffer cannot be used; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A file of consecutive steps, of all streams."""
+    """A file of consecutive steps of all streams."""
 
     file: str
-    """Its name."""
+    """File name."""
     first: int
-    """Number of its first step."""
+    """Number of the first step."""
     steps: int
-    """Steps of each stream in it."""
+    """Steps per stream."""
     checksum: int
-    """CRC-32 of their bytes."""
+    """CRC-32 of the steps' bytes."""
     after_gap: bool
-    """Whether the steps before it were lost, so that its first is to be marked as one."""
+    """Whether the preceding steps were lost, so that `is_first` must be set on the first step."""
 
     @property
     def end(self) -> int:
-        """Number of the first step that is no longer in it."""
+        """Number of the last step plus one."""
         return self.first + self.steps
 
 
@@ -67,11 +67,11 @@ class Storage:
     """The folder of one replay buffer.
 
     Args:
-        folder: made where missing; one that holds a buffer must have the same fields and streams.
-        layout: of the buffer.
+        folder: created if missing; an existing one must have the same fields and streams.
+        layout: layout of the buffer.
 
     Raises:
-        StorageError: the folder cannot be used, is in use, or holds something else.
+        StorageError: the folder cannot be used, is in use, or contains another buffer.
     """
 
     def __init__(self, folder: str | os.PathLike[str], layout: Layout) -> None:
@@ -92,11 +92,11 @@ class Storage:
             (int(path.stem.split("-")[1]) for path in self._folder.glob("segment-*.bin")), default=0
         )
 
-    def recover(self, store: Replay) -> list[str]:
-        """Fill an empty store with what the folder holds.
+    def recover(self, store: ReplayStore) -> list[str]:
+        """Load the folder's segments into an empty store.
 
         Returns:
-            A line on each segment that is damaged and was left out.
+            A message for each damaged segment; its steps are lost.
         """
         if self._manifest is None:
             return []
@@ -108,10 +108,11 @@ class Storage:
             mark = segment.after_gap or gap
             path = self._folder / segment.file
             try:
-                store.load_segment(first, segment.steps, segment.checksum, str(path), mark)
+                part = SegmentPart(first=first, steps=segment.steps, checksum=segment.checksum)
+                store.load_segment(part, str(path), mark_first=mark)
             except RuntimeError as error:
                 damage.append(f"{error}; {segment.steps} steps of each stream are lost")
-                # Those after a loss move up, by whole segments, so that the ring has no hole.
+                # Later segments are renumbered by whole segments to leave no hole in the ring.
                 if self._segments:
                     lost += self.segment_steps
                     gap = True
@@ -122,15 +123,17 @@ class Storage:
             gap = False
         end = self._segments[-1].end if self._segments else self._manifest["steps_added"]
         begin = self._segments[0].first if self._segments else end
-        store.resume(begin, end, self._manifest["generator"])
+        store.finish_loading(
+            begin, Progress(steps_added=end, generator=self._manifest["generator"])
+        )
         return damage
 
-    def flush(self, store: Replay) -> None:
-        """Bring the folder up to date.
+    def flush(self, store: ReplayStore) -> None:
+        """Write the store's new steps and the manifest.
 
         Raises:
-            StorageError: the disk is full, or the folder cannot be written; what it held before
-                is intact.
+            StorageError: the disk is full or the folder cannot be written; its previous contents
+                are intact.
         """
         with self._mutex:
             try:
@@ -141,16 +144,16 @@ class Storage:
                     f"cannot write the replay buffer to {self._folder}: {reason}"
                 ) from error
 
-    def forget(self) -> None:
-        """Have the next flush write everything, as the store's contents were replaced."""
+    def invalidate(self) -> None:
+        """Make the next flush write all segments, because the store's contents were replaced."""
         with self._mutex:
             self._segments = []
 
     def close(self) -> None:
-        """Let others have the folder."""
+        """Release the folder's lock."""
         self._lock.close()
 
-    def _flush(self, store: Replay) -> None:
+    def _flush(self, store: ReplayStore) -> None:
         generator, end = store.generator, store.steps_added
         begin = end - store.steps
         whole = [s for s in self._segments if s.end > begin and s.end % self.segment_steps == 0]
@@ -159,9 +162,9 @@ class Storage:
         while step < end:
             name = f"segment-{self._next_number:08}.bin"
             self._next_number += 1
-            first, steps, checksum = store.write_segment(step, str(self._folder / name))
-            if steps:  # else it was overwritten meanwhile
-                segments.append(Segment(name, first, steps, checksum, False))
+            part = store.write_segment(step, str(self._folder / name))
+            if part is not None:  # None: add() overwrote it in the meantime
+                segments.append(Segment(name, part.first, part.steps, part.checksum, False))
             step = (step // self.segment_steps + 1) * self.segment_steps
         self._commit(segments, segments[-1].end if segments else end, generator)
         for segment in segments[len(whole) :]:
@@ -224,17 +227,17 @@ class Storage:
 
 
 class Flusher:
-    """A thread that flushes a buffer every so often; failures are kept until asked for.
+    """Flushes a buffer at regular intervals in a background thread.
 
     Args:
-        storage: the folder.
-        store: the buffer's contents.
-        every_seconds: between two flushes: what a crash may cost at most.
+        storage: folder of the buffer.
+        store: store of the buffer.
+        every_seconds: interval between flushes; a crash loses about one interval at most.
     """
 
-    def __init__(self, storage: Storage, store: Replay, every_seconds: float) -> None:
+    def __init__(self, storage: Storage, store: ReplayStore, every_seconds: float) -> None:
         self.problems: list[str] = []
-        """What went wrong, to be taken out by the reader."""
+        """Messages of failed flushes; the reader removes them."""
         self._storage, self._store, self._every_seconds = storage, store, every_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="replay flusher", daemon=True)
@@ -248,7 +251,7 @@ class Flusher:
                 self.problems.append(str(error))
 
     def stop(self) -> None:
-        """End the thread, after the flush that is under way."""
+        """Stop the thread after the current flush, if any."""
         self._stop.set()
         self._thread.join()
 

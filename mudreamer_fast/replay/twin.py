@@ -1,6 +1,6 @@
-"""The replay buffer in plain NumPy: slow, obvious, and the oracle of its tests.
+"""The replay buffer in plain NumPy: slow and obvious; the oracle of the buffer's tests.
 
-It shares no code with the buffer, so that what is wrong there is not wrong here as well.
+It shares no code with the buffer, so that the two do not share errors.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ HANDLE = "handle"
 
 
 class SplitMix64:
-    """The sampler's generator: z = mix(state += golden gamma), modulo 2^64.
+    """The generator of the sampler: z = mix(state += golden gamma), modulo 2^64.
 
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
 
     Args:
-        state: the seed, or a saved state, in [0, 2^64).
+        state: a seed or a saved state, in [0, 2^64).
     """
 
     def __init__(self, state: int) -> None:
         self.state = state
 
     def next(self) -> int:
-        """The next number, uniform over [0, 2^64)."""
+        """Return the next number, uniform over [0, 2^64)."""
         self.state = (self.state + 0x9E3779B97F4A7C15) & MAX_UINT64
         mixed = self.state
         mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & MAX_UINT64
@@ -38,7 +38,7 @@ class SplitMix64:
         return mixed ^ (mixed >> 31)
 
     def below(self, bound: int) -> int:
-        """A number uniform over [0, bound), by rejection."""
+        """Return a number that is uniform over [0, bound), by rejection."""
         whole_blocks = 2**64 - 2**64 % bound
         while True:
             drawn = self.next()
@@ -54,7 +54,7 @@ class NumpyReplay:
         capacity_steps: as in `ReplayBuffer`.
         num_streams: as in `ReplayBuffer`.
         seed: as in `ReplayBuffer`.
-        threads: checked, but one thread does the work.
+        threads: checked but not used.
     """
 
     def __init__(
@@ -88,17 +88,17 @@ class NumpyReplay:
 
     @property
     def num_streams(self) -> int:
-        """Environments stored side by side."""
+        """Number of environments."""
         return self._streams
 
     @property
     def capacity_steps(self) -> int:
-        """Steps that can be held, over all streams."""
+        """Capacity over all streams."""
         return self._capacity * self._streams
 
     @property
     def steps_added(self) -> int:
-        """Steps added so far over all streams, those overwritten since among them."""
+        """Steps added so far over all streams, including overwritten ones."""
         return self._steps_added * self._streams
 
     @property
@@ -108,24 +108,24 @@ class NumpyReplay:
 
     @property
     def capacity_bytes(self) -> int:
-        """Bytes of the steps held once the buffer is full."""
+        """Bytes of the steps of a full buffer."""
         return self.capacity_steps * self._step_bytes()
 
     def add(self, step: Mapping[str, NDArray[Any]]) -> None:
-        """Copy in one step of every stream, over the oldest one where the buffer is full."""
+        """Store one step of every stream, overwriting the oldest if the buffer is full."""
         self._check(step, self._streams)
-        self._append(step)
+        self._write(step)
         self._steps_added += 1
 
     def can_sample(self, length: int) -> bool:
-        """Whether some stream holds `length` steps in a row."""
+        """Return whether some stream holds `length` consecutive steps."""
         _check_positive(length=length)
         return self._steps >= length
 
     def sample(
         self, batch_size: int, length: int, out: Batch | None = None, handles: bool = False
     ) -> Batch:
-        """Draw sequences, all windows of `length` steps of one stream being equally likely."""
+        """Sample sequences; every window of `length` steps of one stream is equally likely."""
         _check_positive(batch_size=batch_size, length=length)
         if out is not None:
             arrays = dict(out)
@@ -160,14 +160,14 @@ class NumpyReplay:
 
     def batches(
         self, batch_size: int, length: int, ahead: int, handles: bool = False
-    ) -> NumpyBatches:
-        """Batches as `sample` draws them, drawn `ahead` calls before they are asked for."""
-        return NumpyBatches(self, batch_size, length, ahead, handles)
+    ) -> NumpyBatchQueue:
+        """Create a queue of batches that are sampled `ahead` calls before they are returned."""
+        return NumpyBatchQueue(self, batch_size, length, ahead, handles)
 
     def write_back(
         self, handle: NDArray[np.uint64], values: Mapping[str, NDArray[Any]]
     ) -> NDArray[np.bool_]:
-        """Overwrite fields of sampled steps; says which were still held."""
+        """Overwrite fields of sampled steps; returns which of them were still held."""
         steps, streams = np.divmod(handle, np.uint64(self._streams))
         unknown = handle[steps >= np.uint64(self._steps_added)]
         if unknown.size:
@@ -181,7 +181,7 @@ class NumpyReplay:
         return written
 
     def state_dict(self) -> dict[str, Any]:
-        """Contents in order of age, counters and the sampler's generator; a copy of it all."""
+        """Return a copy of the held steps, the counters and the generator's state."""
         slots = self._slots(0, self._steps)
         return {
             "fields": {name: column.take(slots, 1) for name, column in self._columns.items()},
@@ -192,13 +192,13 @@ class NumpyReplay:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state; a buffer that cannot hold it all keeps the newest steps."""
+        """Replace the contents by a saved state; a smaller buffer keeps the newest steps."""
         _check_state(state, self._streams)
         contents, steps = state["fields"], state["steps"]
         self._check(contents, self._streams, steps)
         self._cursor = self._steps = 0
         for index in range(max(0, steps - self._capacity), steps):
-            self._append({name: array[:, index] for name, array in contents.items()})
+            self._write({name: array[:, index] for name, array in contents.items()})
         self._steps_added = state["steps_added"]
         self._generator = SplitMix64(state["generator"])
 
@@ -207,12 +207,12 @@ class NumpyReplay:
         return sum(column[0, 0].nbytes for column in self._columns.values())
 
     def _slots(self, start: int, length: int) -> NDArray[np.int64]:
-        """Where steps [start, start + length) by age stand in the columns."""
+        """Return the slots of steps [start, start + length), counted from the oldest."""
         capacity = self._capacity
         oldest = self._cursor - self._steps
         return np.arange(oldest + start, oldest + start + length) % capacity
 
-    def _append(self, step: Mapping[str, NDArray[Any]]) -> None:
+    def _write(self, step: Mapping[str, NDArray[Any]]) -> None:
         for name, column in self._columns.items():
             column[:, self._cursor] = step[name]
         capacity = self._capacity
@@ -262,8 +262,8 @@ def _check_fields(fields: Mapping[str, Any]) -> None:
 def _check_handles(array: Any, handles: bool, shape: tuple[int, ...]) -> None:
     if (array is not None) != handles:
         raise ValueError(f"out must hold {HANDLE!r} if handles are asked for, and only then")
-    given = isinstance(array, np.ndarray) and (array.dtype, array.shape) == (np.uint64, shape)
-    if array is not None and not given:
+    fits = isinstance(array, np.ndarray) and (array.dtype, array.shape) == (np.uint64, shape)
+    if array is not None and not fits:
         raise ValueError(f"{HANDLE!r} must be an array of uint64 {shape}, got {array}")
 
 
@@ -283,8 +283,8 @@ def _check_state(state: Mapping[str, Any], num_streams: int) -> None:
         )
 
 
-class NumpyBatches:
-    """A twin of `Batches`: the same order of draws, each copied at once."""
+class NumpyBatchQueue:
+    """A twin of `BatchQueue`: the same order of draws, each copied immediately."""
 
     def __init__(
         self, replay: NumpyReplay, batch_size: int, length: int, ahead: int, handles: bool
@@ -294,7 +294,7 @@ class NumpyBatches:
         self._queue: deque[Batch] = deque()
 
     def next(self) -> Batch:
-        """The oldest batch."""
+        """Return the oldest pending batch."""
         while len(self._queue) <= self._ahead:
             self._queue.append(self._replay.sample(*self._sizes, handles=self._handles))
         return self._queue.popleft()

@@ -85,13 +85,13 @@ def test_waiting_is_counted(replay, monkeypatch):
     assert queue.waited_seconds > 0
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(prefetch, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    next_batch = queue._batches.next
+    next_batch = queue._queue.next
 
     def slow():
         clock.now += 50.0
         return next_batch()
 
-    monkeypatch.setattr(queue._batches, "next", slow)
+    monkeypatch.setattr(queue._queue, "next", slow)
     before = queue.waited_seconds
     queue.next()
     assert queue.waited_seconds == before + 50

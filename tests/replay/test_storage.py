@@ -296,14 +296,14 @@ def test_full_segments_give_their_memory_back(steps, tmp_path):
 def test_adding_sampling_and_flushing_at_once_stays_consistent(open_replay, steps):
     replay = open_replay(flush_every_seconds=0.001)
     steps.fill(replay, 0, 100)
-    batches = replay.batches(20, 30, ahead=2)
+    queue = replay.batches(20, 30, ahead=2)
     failures: list[BaseException] = []
     done = threading.Event()
 
     def sample():
         try:
             while not done.is_set():
-                steps.check(batches.next(), 0, 10**6)
+                steps.check(queue.next(), 0, 10**6)
         except BaseException as error:
             failures.append(error)
 
@@ -315,7 +315,7 @@ def test_adding_sampling_and_flushing_at_once_stays_consistent(open_replay, step
     thread.join()
     assert not failures, failures[0]
     assert replay.problems() == []
-    batches.close()
+    queue.close()
     replay.close()
     contents_are(open_replay(), steps, 2_900, 3_000)
 

@@ -109,16 +109,16 @@ def test_no_field_may_take_the_handles_name(make_replay, steps):
         )
 
 
-def test_batches_under_way_are_copied_before_a_step_is_overwritten(steps):
+def test_pending_batches_are_copied_before_a_step_is_overwritten(steps):
     from mudreamer_fast.replay import ReplayBuffer
 
     replay = ReplayBuffer(steps.fields, 90, 3, seed=0)
     steps.fill(replay, 0, 30)
-    batches = replay.batches(8, 5, ahead=3, handles=True)
-    batches.next()
+    queue = replay.batches(8, 5, ahead=3, handles=True)
+    queue.next()
     everything = np.arange(90, dtype=np.uint64)
     replay.write_back(everything, {"reward": np.full(90, -3, np.float32)})
     for _ in range(3):
-        batch = batches.next()
+        batch = queue.next()
         steps.check({k: v for k, v in batch.items() if k != "handle"}, 0, 30)
-    assert (batches.next()["reward"] == -3).all()
+    assert (queue.next()["reward"] == -3).all()

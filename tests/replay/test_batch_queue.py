@@ -22,12 +22,12 @@ def replay(steps):
 
 
 def test_a_batch_stays_whole_while_the_ring_runs_past_it(replay, steps):
-    batches = replay.batches(5, 7, ahead=3)
+    queue = replay.batches(5, 7, ahead=3)
     begin, end = 0, 30
     for call in range(40):
         # drawn three calls ago, when the buffer held older steps; the first four at once
         oldest = max(0, begin - 33)
-        batch = batches.next()
+        batch = queue.next()
         kept = {name: array.copy() for name, array in batch.items()}
         steps.check(batch, oldest, end)
         steps.fill(replay, end, end + 11)
@@ -37,8 +37,8 @@ def test_a_batch_stays_whole_while_the_ring_runs_past_it(replay, steps):
 
 
 def test_arrays_go_round(replay):
-    batches = replay.batches(5, 7, ahead=2)
-    addresses = [batches.next()["image"].ctypes.data for _ in range(9)]
+    queue = replay.batches(5, 7, ahead=2)
+    addresses = [queue.next()["image"].ctypes.data for _ in range(9)]
     assert len(set(addresses)) == 3
     assert addresses[:3] == addresses[3:6] == addresses[6:]
 
@@ -60,65 +60,65 @@ def test_the_same_calls_give_the_same_batches_however_fast_they_come(steps):
     for pause in (0, 0.002):
         replay = ReplayBuffer(steps.fields, 3 * 20, 3, seed=4)
         steps.fill(replay, 0, 20)
-        batches = replay.batches(4, 5, ahead=2)
+        queue = replay.batches(4, 5, ahead=2)
         drawn = []
         for call in range(12):
             time.sleep(pause * (call % 3))
-            drawn.append(batches.next()["vector"].copy())
+            drawn.append(queue.next()["vector"].copy())
             steps.fill(replay, 20 + call, 21 + call)
         results.append(np.stack(drawn))
     np.testing.assert_array_equal(*results)
 
 
-def test_what_was_drawn_is_drawn_again_after_a_reload(steps):
+def test_pending_batches_are_resumed_after_a_reload(steps):
     replay = ReplayBuffer(steps.fields, 3 * 20, 3, seed=4)
     steps.fill(replay, 0, 33)
-    batches = replay.batches(4, 5, ahead=2)
-    assert batches.pending().shape == (0, 4, 2)
-    batches.next()
-    assert batches.pending(with_last=True).shape == (3, 4, 2)
-    state, under_way = replay.state_dict(), batches.pending()
-    assert under_way.shape == (2, 4, 2)
+    queue = replay.batches(4, 5, ahead=2)
+    assert queue.pending().shape == (0, 4, 2)
+    queue.next()
+    assert queue.pending(with_last=True).shape == (3, 4, 2)
+    state, pending = replay.state_dict(), queue.pending()
+    assert pending.shape == (2, 4, 2)
     loaded = ReplayBuffer(steps.fields, 3 * 20, 3, seed=9)
     loaded.load_state_dict(state)
-    others = loaded.batches(4, 5, ahead=2)
-    assert others.resume(under_way)
+    other = loaded.batches(4, 5, ahead=2)
+    assert other.resume(pending)
     for _ in range(5):
-        expected, drawn = batches.next(), others.next()
+        expected, drawn = queue.next(), other.next()
         for name, array in expected.items():
             np.testing.assert_array_equal(drawn[name], array, err_msg=name)
 
 
-def test_what_is_no_longer_held_is_not_drawn_again(replay, steps):
-    batches = replay.batches(4, 5, ahead=2)
-    batches.next()
-    under_way = batches.pending()
+def test_pending_batches_are_not_resumed_where_a_step_is_no_longer_held(replay, steps):
+    queue = replay.batches(4, 5, ahead=2)
+    queue.next()
+    pending = queue.pending()
     steps.fill(replay, 30, 60)
     fresh = replay.batches(4, 5, ahead=2)
-    assert not fresh.resume(under_way)
+    assert not fresh.resume(pending)
     steps.check(fresh.next(), 30, 60)
 
 
 @pytest.mark.parametrize("shape", [(4, 2), (2, 4, 3), (1, 3, 2), (4, 4, 2)])
 def test_windows_of_another_shape_are_refused(replay, shape):
-    batches = replay.batches(4, 5, ahead=2)
+    queue = replay.batches(4, 5, ahead=2)
     windows = np.zeros(shape, np.uint64)
     if len(shape) == 3 and shape[-1] == 2:
-        assert not batches.resume(windows)
+        assert not queue.resume(windows)
     else:
         with pytest.raises(ValueError, match=r"windows must have shape"):
-            batches.resume(windows)
+            queue.resume(windows)
 
 
 def test_closing_ends_a_wait_in_another_thread(replay):
-    batches = replay.batches(4, 5, ahead=1)
+    queue = replay.batches(4, 5, ahead=1)
     errors = []
     begun = threading.Event()
 
     def sample():
         try:
             while True:
-                batches.next()
+                queue.next()
                 begun.set()
         except RuntimeError as error:
             errors.append(str(error))
@@ -126,11 +126,11 @@ def test_closing_ends_a_wait_in_another_thread(replay):
     thread = threading.Thread(target=sample)
     thread.start()
     assert begun.wait(PATIENCE_SECONDS)
-    batches.close()
+    queue.close()
     thread.join(PATIENCE_SECONDS)
     assert errors == ["this queue of batches is closed"]
     with pytest.raises(RuntimeError, match="closed"):
-        batches.next()
+        queue.next()
 
 
 def test_a_queue_that_is_forgotten_leaves_no_thread_and_no_claim(replay, steps):
@@ -148,10 +148,10 @@ def test_a_queue_that_is_forgotten_leaves_no_thread_and_no_claim(replay, steps):
 def test_a_queue_keeps_its_buffer_alive(steps):
     replay = ReplayBuffer(steps.fields, 3 * 20, 3, seed=4)
     steps.fill(replay, 0, 20)
-    batches = replay.batches(4, 5, ahead=2)
+    queue = replay.batches(4, 5, ahead=2)
     del replay
     gc.collect()
-    steps.check(batches.next(), 0, 20)
+    steps.check(queue.next(), 0, 20)
 
 
 def test_sizes_are_checked(replay):
@@ -166,9 +166,9 @@ def test_a_buffer_with_too_few_steps_says_so_and_goes_on_later(steps, assert_sam
     replay = ReplayBuffer(steps.fields, 3 * 20, 3, seed=4)
     steps.fill(replay, 0, 4)
     before = replay.state_dict()
-    batches = replay.batches(4, 5, ahead=1)
+    queue = replay.batches(4, 5, ahead=1)
     with pytest.raises(RuntimeError, match="5 steps; the longest holds 4"):
-        batches.next()
+        queue.next()
     assert_same_state(replay.state_dict(), before)
     steps.fill(replay, 4, 5)
-    steps.check(batches.next(), 0, 5)
+    steps.check(queue.next(), 0, 5)
