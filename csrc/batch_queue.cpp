@@ -87,7 +87,8 @@ std::vector<std::vector<Window>> BatchQueue::pending(bool with_last) const {
 bool BatchQueue::resume(std::vector<std::vector<Window>> batches) {
   require_own_process();
   const std::lock_guard calling(calls_);
-  if (batches.size() > require_open()) return false;
+  const std::size_t free = require_open() - (last_ ? 1 : 0);  // the last batch is still in use
+  if (batches.size() > free) return false;
   std::vector<Draw> draws;
   for (std::vector<Window>& windows : batches) {
     if (windows.size() != shape_.batch_size) return false;

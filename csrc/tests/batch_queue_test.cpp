@@ -123,6 +123,19 @@ TEST(pending_batches_can_be_resumed) {
   CHECK(!other.resume({good, good, good, good}));
 }
 
+TEST(no_more_batches_are_resumed_than_slots_are_free) {
+  ReplayStore store = make_store(20);
+  fill(store, 0, 20);
+  Room room(store, 3);
+  BatchQueue queue(store, kShape, room.slots());
+  queue.next();  // two are pending, and the third slot is the caller's until the next call
+  const auto pending = queue.pending(false);
+  CHECK(pending.size() == 2);
+  CHECK(!queue.resume({pending[0]}));
+  CHECK(queue.pending(false).size() == 2);
+  CHECK(room.holds(queue.next(), pending[0]));
+}
+
 TEST(draws_from_a_view_do_not_see_what_is_added_since) {
   ReplayStore store = make_store(9, 1, 30);
   ReplayStore twin = make_store(9);
