@@ -26,6 +26,12 @@ def links(text: str) -> list[str]:
     return [target for target in found if "://" not in target]
 
 
+def programs(text: str) -> list[str]:
+    """Modules of ours that a page runs with `python -m`, as paths without their suffix."""
+    found = re.findall(r"-m ((?:bench|tests|mudreamer_fast)\.[\w.]+)", text)
+    return [module.replace(".", "/") for module in found]
+
+
 def places(text: str) -> list[str]:
     """Paths of ours in backticks, without those that stand for several or for files to come."""
     found = re.findall(r"`([\w./-]+)`", text)
@@ -37,7 +43,8 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
     text = page.read_text()
     missing = [target for target in links(text) if not (page.parent / target).exists()]
     missing += [path for path in places(text) if not (ROOT / path).exists()]
-    assert [path for path in missing if path not in ("bench/results/", "bench/results")] == []
+    missing += [path for path in programs(text) if not (ROOT / f"{path}.py").exists()]
+    assert missing == []
 
 
 def test_readme_is_short() -> None:
@@ -61,3 +68,4 @@ def test_links_and_places_are_found() -> None:
     text = "[a](docs/x.md#part) ![b](y.png) [c](https://d.e) `tests/z.py` `--env.task` `csrc/`"
     assert links(text) == ["docs/x.md", "y.png"]
     assert places(text) == ["tests/z.py", "csrc/"]
+    assert programs("python -m bench.probe RUN, python -m pytest bench") == ["bench/probe"]
