@@ -47,7 +47,7 @@ std::size_t BatchQueue::next() {
   require_own_process();
   const std::lock_guard calling(calls_);
   // mutex_ is not held here: draw() may wait for a call that waits for the worker's claims.
-  std::vector<Draw> draws(require_open());
+  std::vector<Draw> draws(free_slots(true));
   for (Draw& draw : draws) draw = store_.draw(shape_, view_ ? &*view_ : nullptr);
   std::unique_lock lock(mutex_);
   if (last_) {
@@ -87,8 +87,7 @@ std::vector<std::vector<Window>> BatchQueue::pending(bool with_last) const {
 bool BatchQueue::resume(std::vector<std::vector<Window>> batches) {
   require_own_process();
   const std::lock_guard calling(calls_);
-  const std::size_t free = require_open() - (last_ ? 1 : 0);  // the last batch is still in use
-  if (batches.size() > free) return false;
+  if (batches.size() > free_slots(false)) return false;
   std::vector<Draw> draws;
   for (std::vector<Window>& windows : batches) {
     if (windows.size() != shape_.batch_size) return false;
@@ -101,10 +100,10 @@ bool BatchQueue::resume(std::vector<std::vector<Window>> batches) {
   return true;
 }
 
-std::size_t BatchQueue::require_open() const {
+std::size_t BatchQueue::free_slots(bool with_last) const {
   const std::lock_guard lock(mutex_);
   if (closed_) throw std::runtime_error(kClosed);
-  return free_.size() + (last_ ? 1 : 0);
+  return free_.size() + (with_last && last_ ? 1 : 0);
 }
 
 void BatchQueue::enqueue(std::vector<Draw> draws) {

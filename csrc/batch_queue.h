@@ -74,8 +74,9 @@ class BatchQueue {
   };
 
   void work();
-  // Throws if the queue is closed. Returns the number of slots that are free or returned last.
-  std::size_t require_open() const;
+  // The number of free slots, `with_last` counting the one that next() returned last, which only
+  // its next call frees. Throws if the queue is closed.
+  std::size_t free_slots(bool with_last) const;
   // Assigns free slots to the draws; the caller holds mutex_.
   void enqueue(std::vector<Draw> draws);
   void require_own_process() const;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,8 +23,6 @@ class Evaluation:
     """Return of each episode: the sum of its rewards."""
     lengths_steps: list[int]
     """Policy steps of each episode."""
-    seconds: float
-    """Wall time that it took."""
     frames: list[Frames] = field(default_factory=list)
     """(size, size, 3) uint8: the first episode, its first to its last observation, if filmed."""
     seen: list[Frames] = field(default_factory=list)
@@ -60,7 +57,6 @@ def evaluate(
     """
     if episodes < 1:
         raise ValueError(f"episodes must be positive, got {episodes}")
-    started = time.monotonic()
     num_envs = env.num_envs
     scores, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
     played = np.zeros(num_envs, np.int64)
@@ -94,7 +90,6 @@ def evaluate(
     return Evaluation(
         [score for score, _ in ordered],
         [length for _, length in ordered],
-        time.monotonic() - started,
         frames,
         seen,
     )

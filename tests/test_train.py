@@ -546,8 +546,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         clock.now += clock.seconds
         return float(clock.now)
 
-    for module in (pace, scoring):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=look))
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=look))
     return clock
 
 

@@ -64,7 +64,7 @@ class Evaluator:
         return evaluation
 
     def _score(self, make_policy: PolicyMaker, film: bool = False) -> Evaluation:
-        train = self._config.train
+        train, started = self._config.train, self._pace.seconds
         evaluation = score(
             self._config.env,
             make_policy,
@@ -73,7 +73,7 @@ class Evaluator:
             film,
             self._stop.raise_if_received,
         )
-        self._pace.count_evaluation(evaluation.seconds)
+        self._pace.count_evaluation(self._pace.seconds - started)
         return evaluation
 
     def _report(self, name: str, evaluation: Evaluation) -> None:

@@ -19,7 +19,7 @@ def result(folder: Path, evaluation: Evaluation | None) -> TrainResult:
 
 def filmed() -> Evaluation:
     frames = [np.full((8, 8, 3), 20 * i, np.uint8) for i in range(4)]
-    return Evaluation([30.0, 50.0], [9, 9], 1.0, frames)
+    return Evaluation([30.0, 50.0], [9, 9], frames)
 
 
 @pytest.mark.parametrize(("policy", "word"), [("sample", "sampled"), ("mode", "mode")])
