@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -221,13 +222,19 @@ def test_a_place_that_is_no_folder_is_refused_in_one_line(steps, tmp_path):
         ReplayBuffer(steps.fields, 300, 3, 0, folder=tmp_path / "file")
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def little_room():
-    """Files may grow to 100,000 bytes, as on a disk that is full."""
+    """Let files grow to 100,000 bytes only, as on a disk that is full.
+
+    The limit holds for the whole process, and so for the file that pytest writes its report to: it
+    must end within the test.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def large_fields(steps):
@@ -239,7 +246,7 @@ def large_step(value):
     return {"image": np.full((1, 100, 100), value, np.uint8), "is_first": np.zeros(1, bool)}
 
 
-def test_a_full_disk_is_one_clear_error_and_loses_nothing(steps, tmp_path, request):
+def test_a_full_disk_is_one_clear_error_and_loses_nothing(steps, tmp_path):
     fields = large_fields(steps)
     replay = ReplayBuffer(fields, 200, 1, 0, folder=tmp_path / "replay")
     for value in range(9):
@@ -248,29 +255,27 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(steps, tmp_path, reque
     before = (tmp_path / "replay" / "manifest.json").read_text()
     for value in range(9, 60):
         replay.add(large_step(value))
-    request.getfixturevalue("little_room")
-    with pytest.raises(StorageError, match=r"cannot write the replay buffer to .*File too large"):
+    too_large = r"cannot write the replay buffer to .*File too large"
+    with little_room(), pytest.raises(StorageError, match=too_large):
         replay.flush()
     assert (tmp_path / "replay" / "manifest.json").read_text() == before
     replay.sample(3, 50)
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     replay.close()
     again = ReplayBuffer(fields, 200, 1, 0, folder=tmp_path / "replay")
     images = again.state_dict()["fields"]["image"]
     np.testing.assert_array_equal(images[0, :, 0, 0], np.arange(60))
 
 
-def test_a_background_flush_that_fails_is_told_when_asked(steps, tmp_path, request):
+def test_a_background_flush_that_fails_is_told_when_asked(steps, tmp_path):
     replay = ReplayBuffer(
         large_fields(steps), 200, 1, 0, folder=tmp_path / "replay", flush_every_seconds=0.01
     )
-    request.getfixturevalue("little_room")
-    for value in range(60):
-        replay.add(large_step(value))
     problems: list[str] = []
-    while not problems:
-        problems += replay.problems()
+    with little_room():
+        for value in range(60):
+            replay.add(large_step(value))
+        while not problems:
+            problems += replay.problems()
     assert "cannot write the replay buffer" in problems[0]
     assert len(replay) == 60
 
