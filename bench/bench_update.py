@@ -125,24 +125,24 @@ class PartTimer:
 def bench_update(benchmark: BenchmarkFixture, agent: Agent, batch: dict[str, np.ndarray]) -> None:
     """The whole update, with each part's median in the extra information."""
     timer = PartTimer(agent, batch)
-    agent.update(batch)
 
     def one_round() -> None:
         timer.timed("whole update", lambda: agent.update(batch))
         timer.round()
 
-    benchmark.pedantic(one_round, rounds=ROUNDS, warmup_rounds=1)
-    seconds = {name: values[1:] for name, values in timer.seconds.items()}
+    one_round()
+    timer.seconds.clear()
+    benchmark.pedantic(one_round, rounds=ROUNDS)
     benchmark.extra_info |= {
         "threads": THREADS,
         "torch": torch.__version__,
         "seconds": {
             name: {"median": statistics.median(v), "min": min(v), "max": max(v)}
-            for name, v in seconds.items()
+            for name, v in timer.seconds.items()
         },
     }
-    width = max(map(len, seconds))
+    width = max(map(len, timer.seconds))
     print(f"\nsize S, batch 16x64, horizon 15, float32, {THREADS} threads: seconds")
-    for name, values in seconds.items():
+    for name, values in timer.seconds.items():
         low, middle, high = min(values), statistics.median(values), max(values)
         print(f"  {name:{width}}  {middle:6.2f}  ({low:.2f} to {high:.2f})")

@@ -73,7 +73,10 @@ def compare(
         for name, run in runs.items():
             times[name].append(microseconds(run))
 
-    benchmark.pedantic(one_round, rounds=ROUNDS, warmup_rounds=1)
+    one_round()
+    for values in times.values():
+        values.clear()
+    benchmark.pedantic(one_round, rounds=ROUNDS)
     device = limits(torch.backends.cuda.matmul.allow_tf32)
     work = {
         way: count(runs[f"reference {way}"])
@@ -85,7 +88,7 @@ def compare(
         "work": {way: found._asdict() for way, found in work.items()},
         "microseconds": {
             name: {"median": statistics.median(v), "min": min(v), "max": max(v)}
-            for name, v in ((name, found[1:]) for name, found in times.items())
+            for name, v in times.items()
         },
     }
     for name, found in benchmark.extra_info["microseconds"].items():

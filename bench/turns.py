@@ -39,8 +39,6 @@ def take_turns(
         warm: called before each turn with the contender's name; not timed.
     """
     unit, amount = rate
-    for call in contenders.values():
-        call()
     taken: list[dict[str, float]] = []
     rng = np.random.default_rng(0)
 
@@ -51,14 +49,16 @@ def take_turns(
             turn[name] = seconds(contenders[name])
         taken.append(turn)
 
-    benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=1)
-    found: dict[str, Any] = {}
+    one_round()
+    taken.clear()
+    benchmark.pedantic(one_round, rounds=rounds)
+    rows: dict[str, Any] = {}
     print()
     for name in contenders:
         median = statistics.median(one[name] for one in taken)
         over_base = np.array([one[base] / one[name] for one in taken])
         low, middle, high = np.quantile(over_base, (0.25, 0.5, 0.75)).tolist()
-        found[name] = {
+        rows[name] = {
             "milliseconds": median * 1e3,
             unit: amount / median,
             f"over {base}": {"median": middle, "quartiles": [low, high]},
@@ -67,4 +67,4 @@ def take_turns(
             f"  {name:24}{median * 1e3:9.3f} ms {amount / median:12,.0f} {unit} "
             f"{middle:7.3f} ({low:.3f} to {high:.3f}) of {base}"
         )
-    benchmark.extra_info["contenders"] = found
+    benchmark.extra_info["contenders"] = rows
