@@ -66,12 +66,12 @@ def raw_envpool(work: Work, threads: int) -> Take:
     graphics.prepare("light")
     import envpool
 
-    found, camera = find_task(work.task)
-    base_path = envpool.make_spec(found.envpool_id).config.base_path
+    task, camera = find_task(work.task)
+    base_path = envpool.make_spec(task.envpool_id).config.base_path
     with tempfile.TemporaryDirectory() as folder:
-        write_assets(Path(base_path), found.domain, "light", Path(folder))
+        write_assets(Path(base_path), task.domain, "light", Path(folder))
         pool = envpool.make_dm(
-            found.envpool_id, num_envs=work.num_envs, num_threads=threads, seed=0, base_path=folder
+            task.envpool_id, num_envs=work.num_envs, num_threads=threads, seed=0, base_path=folder
         )
     pool.reset()
     rng, everyone = np.random.default_rng(0), np.arange(work.num_envs, dtype=np.int32)
@@ -92,9 +92,9 @@ def raw_dm_control(work: Work, threads: int) -> Take:
     from dm_control import suite
     from dm_control.mujoco import engine
 
-    found, camera = find_task(work.task)
+    task, camera = find_task(work.task)
     seeds = range(work.num_envs)
-    envs = [suite.load(found.domain, found.name, {"random": seed}) for seed in seeds]
+    envs = [suite.load(task.domain, task.name, {"random": seed}) for seed in seeds]
     rng = np.random.default_rng(0)
     shape = work.num_envs, *envs[0].action_spec().shape
     cameras: list[Any] = []

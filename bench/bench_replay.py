@@ -166,14 +166,14 @@ print(replay.steps_added / seconds, share, replay.capacity_bytes)
 
 def bench_fill_a_million_steps_and_wrap(benchmark: BenchmarkFixture) -> None:
     benchmark.group = "fill 10^6 steps of 16x16 images, and half as many over them"
-    found: list[list[float]] = []
+    rates: list[list[float]] = []
 
     def fill() -> None:
         command = [sys.executable, "-c", MILLION]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        found.append([float(word) for word in said.split()])
+        rates.append([float(word) for word in said.split()])
 
     benchmark.pedantic(fill, rounds=3)
-    rate, share, payload = np.median(found, axis=0)
+    rate, share, payload = np.median(rates, axis=0)
     benchmark.extra_info |= {"frames_per_second": rate, "resident_over_payload": share}
     print(f"\n  {rate:,.0f} frames/s, {share:.3f} of {payload / 1e6:,.0f} MB resident")

@@ -11,11 +11,11 @@ def commit() -> str:
     """The commit of this checkout, or what COMMIT says, where only the files were copied."""
     if os.environ.get("COMMIT"):
         return os.environ["COMMIT"]
-    found = subprocess.run(
+    commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
         check=False,
     ).stdout.strip()
-    return found or "uncommitted"
+    return commit or "uncommitted"

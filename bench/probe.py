@@ -135,7 +135,7 @@ def measure(
     """What can be read from each kind of an agent's features, as JSON."""
     states = [recording.observation["vector"] for recording in recordings]
     made = [what_it_makes_of(agent, recording, seed) for recording in recordings]
-    found = {}
+    fits = {}
     for kind in made[0]:
         arrays = [one[kind] for one in made]
         train, validate, test = (
@@ -143,8 +143,8 @@ def measure(
             for part in range(3)
         )
         fit = probe(train, validate, test)
-        found[kind] = summary(fit, dimensions) | {"feature_std": float(test[0].std(0).mean())}
-    return found
+        fits[kind] = summary(fit, dimensions) | {"feature_std": float(test[0].std(0).mean())}
+    return fits
 
 
 def dimension_names(env: EnvConfig) -> list[str]:
@@ -246,12 +246,12 @@ def main() -> int:
     """Measures the runs named on the command line, prints a table and writes the file."""
     options = tyro.cli(Options, prog="python -m bench.probe", description=__doc__)
     try:
-        found = compare(options)
+        results = compare(options)
     except (ConfigError, checkpoint.CheckpointError) as error:
         print(error, file=sys.stderr)
         return 2
-    write_json(options.out, found)
-    for run, result in found["runs"].items():
+    write_json(options.out, results)
+    for run, result in results["runs"].items():
         for kind in ("encoder", "model_state"):
             means = result[kind]["mean_r2_by_observation"].items()
             print(

@@ -109,25 +109,25 @@ WAYS = [
 
 def main() -> int:
     """Measures the reference and the kernels, and writes the file named on the command line."""
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for backend, graph, tf32 in WAYS:
         settle_arithmetic(None, tf32)
         way = f"{backend}, cuda_graph {graph}, {'tf32' if tf32 else 'float32'}"
         try:
-            result = found[way] = measure(backend, graph)
+            result = results[way] = measure(backend, graph)
         except Exception as error:  # the other ways are still worth their numbers
-            found[way] = {"error": f"{type(error).__name__}: {error}"}
-            print(f"{way}: {found[way]['error']}")
+            results[way] = {"error": f"{type(error).__name__}: {error}"}
+            print(f"{way}: {results[way]['error']}")
             continue
         finally:
-            everything = surroundings() | {"update": found}
+            everything = surroundings() | {"update": results}
             Path(sys.argv[1]).write_text(json.dumps(everything, indent=1))
         acted = {rows: ms["median"] for rows, ms in result["acting_milliseconds"].items()}
         print(
             f"{way}: update {result['milliseconds']} ms, {result['device_operations']} operations; "
             f"acting by environments {acted} ms"
         )
-    return int(any("error" in result for result in found.values()))
+    return int(any("error" in result for result in results.values()))
 
 
 if __name__ == "__main__":

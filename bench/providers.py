@@ -85,18 +85,18 @@ def compare(
     }
     benchmark.extra_info |= surroundings() | {
         "limits": device._asdict(),
-        "work": {way: found._asdict() for way, found in work.items()},
+        "work": {way: part._asdict() for way, part in work.items()},
         "microseconds": {
             name: {"median": statistics.median(v), "min": min(v), "max": max(v)}
             for name, v in times.items()
         },
     }
-    for name, found in benchmark.extra_info["microseconds"].items():
-        line = f"  {name:34} {found['median']:9.1f}  ({found['min']:.1f} to {found['max']:.1f}) us"
+    for name, row in benchmark.extra_info["microseconds"].items():
+        line = f"  {name:34} {row['median']:9.1f}  ({row['min']:.1f} to {row['max']:.1f}) us"
         if name not in others:  # which do other work
             way = "forward and backward" if "backward" in name else "forward"
-            found["of_roofline"] = work[way].microseconds(device) / found["median"]
-            line += f", {found['of_roofline']:.3f} of the roofline"
+            row["of_roofline"] = work[way].microseconds(device) / row["median"]
+            line += f", {row['of_roofline']:.3f} of the roofline"
         print(line)
 
 

@@ -32,14 +32,14 @@ def read(path: Path) -> dict[str, Any]:
         NotBenchmarksError: the file is missing, is not JSON, or does not hold benchmarks.
     """
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except OSError as error:
         raise NotBenchmarksError(f"{path}: {error.strerror}") from None
     except ValueError:
         raise NotBenchmarksError(f"{path}: expected JSON of pytest-benchmark") from None
-    if not isinstance(found, dict) or not {"benchmarks", "machine_info"} <= found.keys():
+    if not isinstance(content, dict) or not {"benchmarks", "machine_info"} <= content.keys():
         raise NotBenchmarksError(f"{path}: expected JSON of pytest-benchmark, got other JSON")
-    return found
+    return content
 
 
 def duration(seconds: float) -> str:
@@ -74,11 +74,11 @@ def rows(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
         yield name, duration(stats["median"]), f"{low} to {high}", rounds
 
 
-def surroundings(found: Mapping[str, Any]) -> str:
+def surroundings(content: Mapping[str, Any]) -> str:
     """Machine, versions and commit, in one line."""
-    extra = [benchmark["extra_info"] for benchmark in found["benchmarks"]]
+    extra = [benchmark["extra_info"] for benchmark in content["benchmarks"]]
     first = {key: value for each in reversed(extra) for key, value in each.items()}
-    machine, commit = found["machine_info"], found.get("commit_info", {})
+    machine, commit = content["machine_info"], content.get("commit_info", {})
     cpu = machine.get("cpu", {})
     named = first.get("device") or cpu.get("brand_raw") or machine.get("machine", "unknown machine")
     cores = f", {cpu['count']} cores" if "count" in cpu and "device" not in first else ""
@@ -96,10 +96,10 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     path = Path(arguments[0])
     try:
-        found = read(path)
+        content = read(path)
         try:
-            lines = [surroundings(found), ""]
-            table = [row for benchmark in found["benchmarks"] for row in rows(benchmark)]
+            lines = [surroundings(content), ""]
+            table = [row for benchmark in content["benchmarks"] for row in rows(benchmark)]
         except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
             message = f"{path}: expected benchmarks as pytest-benchmark writes them, {error!r}"
             raise NotBenchmarksError(message) from None

@@ -52,8 +52,8 @@ def probe(
     centre, scale = x.mean(0)[alive], spread[alive]
 
     def scaled(x: Floats) -> Floats:
-        found: Floats = (x[:, alive] - centre) / scale
-        return found
+        scaled: Floats = (x[:, alive] - centre) / scale
+        return scaled
 
     # In the directions of the features' covariance every strength is one division.
     size, directions = np.linalg.eigh(scaled(x).T @ scaled(x) / len(x))

@@ -72,12 +72,12 @@ def _place(tensor: Tensor) -> int:
 
 def count(call: Callable[[], object]) -> Work:
     """What `call` can not do without; calls it once."""
-    found = _Given()
-    with FlopCounterMode(display=False) as flops, found:
+    inputs = _Given()
+    with FlopCounterMode(display=False) as flops, inputs:
         given = tensors(call())
     made = {_place(tensor): tensor.untyped_storage().nbytes() for tensor in given}
-    written = sum(size for place, size in made.items() if place not in found.given)
-    return Work(flops.get_total_flops(), sum(found.given.values()) + written)
+    written = sum(size for place, size in made.items() if place not in inputs.given)
+    return Work(flops.get_total_flops(), sum(inputs.given.values()) + written)
 
 
 @functools.cache

@@ -147,9 +147,9 @@ class Acting:
             }
             if choice == "sample":
                 inputs["action_noise"] = self._actor.draw_noise(state.generator, rows)
-            found = self._graphed(inputs)
+            outputs = self._graphed(inputs)
             # Copies: the caller may keep the state, and the next call may write over what it got.
-            deter, stoch, action = (found[name].clone() for name in ("deter", "stoch", "action"))
+            deter, stoch, action = (outputs[name].clone() for name in ("deter", "stoch", "action"))
             return action.cpu().numpy(), PolicyState(deter, stoch, action, state.generator)
 
     def _step(self, inputs: Tensors) -> Tensors:

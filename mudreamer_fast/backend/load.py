@@ -38,7 +38,7 @@ def check_fused(device: torch.device) -> tuple[Agreement, ...]:
 @functools.cache
 def _trusts_fused(device: torch.device) -> bool:
     """Whether all operations agree; tells once which does not."""
-    wrong = [str(found) for found in check_fused(device) if not found.ok]
+    wrong = [str(check) for check in check_fused(device) if not check.ok]
     if wrong:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         print(

@@ -167,17 +167,17 @@ def evaluate(
     """Outputs of a case by name, and as `gradient of <argument>` those of a fixed sum of them."""
     leaves: dict[str, Tensor] = {}
     given = _given(case.arguments, dtype, device, leaves)
-    found = _named(getattr(ops, case.op)(**given))
+    results = _named(getattr(ops, case.op)(**given))
     draw = torch.Generator().manual_seed(SEED)
     loss = torch.zeros((), dtype=dtype, device=device)
-    for tensor in found.values():
+    for tensor in results.values():
         weight = torch.randn(tensor.shape, generator=draw)
         if tensor.requires_grad:
             loss = loss + (tensor * weight.to(device, dtype)).sum()
     grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
-        found[f"gradient of {name}"] = torch.zeros_like(leaf) if grad is None else grad
-    return {name: tensor.detach() for name, tensor in found.items()}
+        results[f"gradient of {name}"] = torch.zeros_like(leaf) if grad is None else grad
+    return {name: tensor.detach() for name, tensor in results.items()}
 
 
 def _compare(
@@ -185,8 +185,8 @@ def _compare(
 ) -> Agreement:
     truth = evaluate(reference, case, torch.float64, device)
     try:
-        found = evaluate(fused, case, torch.float32, device)
-        errors = {name: _error(name, found[name], expected) for name, expected in truth.items()}
+        results = evaluate(fused, case, torch.float32, device)
+        errors = {name: _error(name, results[name], expected) for name, expected in truth.items()}
     except Exception as error:  # a compiler or a driver that is not up to it, whatever it raises
         said = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         return Agreement(case.name, "", math.inf, 0.0, said)

@@ -44,12 +44,12 @@ print(importlib.metadata.version("{backend}"), "steps and renders")
 _KERNELS_TRIAL = """
 import torch
 from mudreamer_fast.backend.load import check_fused
-found = check_fused(torch.device("{device}"))
-wrong = [str(one) for one in found if not one.ok]
+uses = check_fused(torch.device("{device}"))
+wrong = [str(one) for one in uses if not one.ok]
 if wrong:
     raise SystemExit("; ".join(wrong))
-nearest = max(found, key=lambda one: one.error / one.limit)
-print(f"{{len(found)}} uses agree with the reference on {device}; nearest to its limit {{nearest}}")
+nearest = max(uses, key=lambda one: one.error / one.limit)
+print(f"{{len(uses)}} uses agree with the reference on {device}; nearest to its limit {{nearest}}")
 """
 
 
@@ -163,13 +163,13 @@ def _video() -> Finding:
 
 
 def _extras() -> Finding:
-    found = []
+    versions = []
     for name in ("matplotlib", "tensorboard"):
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
-            found.append(f"no {name}")
-    return Finding("reports", not found[0].startswith("no"), ", ".join(found))
+            versions.append(f"no {name}")
+    return Finding("reports", not versions[0].startswith("no"), ", ".join(versions))
 
 
 def _disk() -> Finding:

@@ -101,8 +101,8 @@ def _is_loaded(name: str) -> bool:
 
 def _envpools_own_egl() -> str | None:
     maps = Path("/proc/self/maps").read_text() if sys.platform == "linux" else ""
-    found = re.search(r"/\S.*envpool\.libs/libEGL\S+", maps)
-    return found[0] if found else None
+    match = re.search(r"/\S.*envpool\.libs/libEGL\S+", maps)
+    return match[0] if match else None
 
 
 def video_profile(profile: ProfileName | Literal["auto"]) -> ProfileName:
@@ -202,10 +202,10 @@ class _Egl:
 
     def devices(self) -> dict[int, ctypes.c_void_p]:
         """The devices to try by number, in order."""
-        found, count = (ctypes.c_void_p * _MAX_DEVICES)(), ctypes.c_int()
-        if not self._query_devices(_MAX_DEVICES, found, ctypes.byref(count)):
+        handles, count = (ctypes.c_void_p * _MAX_DEVICES)(), ctypes.c_int()
+        if not self._query_devices(_MAX_DEVICES, handles, ctypes.byref(count)):
             return {}
-        devices = {i: ctypes.c_void_p(found[i]) for i in range(count.value)}
+        devices = {i: ctypes.c_void_p(handles[i]) for i in range(count.value)}
         chosen = os.environ.get(DEVICE_VARIABLE)
         if chosen is None:
             return devices

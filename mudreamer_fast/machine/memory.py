@@ -25,13 +25,13 @@ def available_bytes() -> int | None:
 
     None where the system does not say.
     """
-    found = []
+    amounts = []
     try:
         match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     except OSError:
         match = None
     if match:
-        found.append(int(match[1]) * 1024)
+        amounts.append(int(match[1]) * 1024)
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         (
@@ -40,10 +40,10 @@ def available_bytes() -> int | None:
         ),
     ):
         try:
-            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+            amounts.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
         except (OSError, ValueError):  # no such controller, or the word "max"
             continue
-    return max(0, min(found)) if found else None
+    return max(0, min(amounts)) if amounts else None
 
 
 def resident_bytes() -> int:

@@ -96,10 +96,10 @@ class MetricsLogger:
         self._torn = False
 
     def _has_tensorboard(self) -> bool:
-        found = importlib.util.find_spec("tensorboard") is not None
-        if not found:
+        installed = importlib.util.find_spec("tensorboard") is not None
+        if not installed:
             self._warn("note: tensorboard is not installed; metrics go to metrics.jsonl only")
-        return found
+        return installed
 
     def _append_to_board(self, step: int, scalars: Mapping[str, float]) -> None:
         if self._board is None:
