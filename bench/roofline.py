@@ -74,8 +74,8 @@ def count(call: Callable[[], object]) -> Work:
     """What `call` can not do without; calls it once."""
     inputs = _Given()
     with FlopCounterMode(display=False) as flops, inputs:
-        given = tensors(call())
-    made = {_place(tensor): tensor.untyped_storage().nbytes() for tensor in given}
+        outputs = tensors(call())
+    made = {_place(tensor): tensor.untyped_storage().nbytes() for tensor in outputs}
     written = sum(size for place, size in made.items() if place not in inputs.given)
     return Work(flops.get_total_flops(), sum(inputs.given.values()) + written)
 
