@@ -4,9 +4,10 @@
 run's agent, and shows the same frames to the newest checkpoint of every run. A ridge regression
 from features to the state vector is fitted for each dimension on half of the episodes; its
 strength is chosen on a quarter, and R^2 measured on the last quarter. Features are the encoder's
-(x, of one image: velocities are not in it) and the model state's (h and z, after all images so
-far), as they are when the agent acts. A fresh agent with the first run's configuration, which has
-learned nothing, is measured beside the runs.
+(x, of one image: velocities are not in it), the latents' (z alone) and the model state's (h and z,
+after all images so far), as they are when the agent acts. Beside the fit stand the features' spread
+and effective rank, which show a collapse. A fresh agent with the first run's configuration, which
+has learned nothing, is measured beside the runs.
 
 Only the weights of a run are read: its code may have been another, as long as they still fit.
 """
@@ -28,7 +29,7 @@ from torch import Tensor
 
 import mudreamer_fast
 from bench.commit import commit
-from bench.ridge import Floats, probe, split, summary
+from bench.ridge import Floats, effective_rank, probe, split, summary
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.collect import random_policy
 from mudreamer_fast.config import Config, ConfigError, EnvConfig
@@ -40,6 +41,8 @@ from mudreamer_fast.machine.device import resolve_device, settle_arithmetic
 from mudreamer_fast.run.folder import RunFolder, read_config, write_json
 
 FRAMES_AT_ONCE = 256
+KINDS = ("encoder", "latents", "model_state")
+"""Features that are measured."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def record(env: VectorEnv, policy: Policy, state: Any) -> Recording:
 
 @torch.no_grad()
 def what_it_makes_of(agent: Agent, recording: Recording, seed: int) -> dict[str, Floats]:
-    """The features (E, T, F) of a recording, by name: the encoder's, and the model state's."""
+    """The features (E, T, F) of a recording, by name."""
     model, device = agent.world_model.eval(), agent.device
     parts: list[Tensor] = []
     observation = {name: recording.observation[name] for name in agent.observations}
@@ -114,8 +117,12 @@ def what_it_makes_of(agent: Agent, recording: Recording, seed: int) -> dict[str,
         torch.from_numpy(recording.is_first).to(device),
         torch.rand(*recording.is_first.shape, groups, generator=generator, device=device),
     )
-    state = seen.state.feature
-    return {"encoder": embed.cpu().double().numpy(), "model_state": state.cpu().double().numpy()}
+    features = {
+        "encoder": embed,
+        "latents": seen.state.stoch.flatten(-2),
+        "model_state": seen.state.feature,
+    }
+    return {kind: tensor.cpu().double().numpy() for kind, tensor in features.items()}
 
 
 def rows_of(
@@ -143,7 +150,10 @@ def measure(
             for part in range(3)
         )
         fit = probe(train, validate, test)
-        fits[kind] = summary(fit, dimensions) | {"feature_std": float(test[0].std(0).mean())}
+        fits[kind] = summary(fit, dimensions) | {
+            "feature_std": float(test[0].std(0).mean()),
+            "effective_rank": effective_rank(test[0]),
+        }
     return fits
 
 
@@ -252,7 +262,7 @@ def main() -> int:
         return 2
     write_json(options.out, results)
     for run, result in results["runs"].items():
-        for kind in ("encoder", "model_state"):
+        for kind in KINDS:
             means = result[kind]["mean_r2_by_observation"].items()
             print(
                 f"{run} {kind}: R^2 {result[kind]['mean_r2']:.3f} ("

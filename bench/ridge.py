@@ -74,6 +74,20 @@ def probe(
     return Fit(r2, STRENGTHS[best])
 
 
+def effective_rank(x: Floats) -> float:
+    """How many directions features (n, F) use: `exp(-sum_i p_i ln p_i)`, `p_i = s_i / sum_j s_j`.
+
+    s are the singular values of the centred features (Roy and Vetterli, "The effective rank: a
+    measure of effective dimensionality", 2007). 1 where all lie on a line, F where they spread
+    alike in every direction, 0 where they are constant.
+    """
+    singular = np.linalg.svd(x - x.mean(0), compute_uv=False)
+    if singular[0] <= DEAD * np.sqrt(len(x)):
+        return 0.0
+    share = singular[singular > 0] / singular.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
 def summary(fit: Fit, dimensions: Sequence[str]) -> dict[str, Any]:
     """Means of R^2, over all dimensions and by observation, and each one's; null where undefined.
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench import probe as tool
-from bench.ridge import STRENGTHS, Floats, probe, split, summary
+from bench.ridge import STRENGTHS, Floats, effective_rank, probe, split, summary
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.collect import random_policy
 from mudreamer_fast.config import ConfigError
@@ -52,6 +52,17 @@ def test_probe_explains_the_share_of_the_variance_that_the_features_cause() -> N
     state = feature + rng.normal(size=feature.shape)  # half of it is noise
     fit = probe(*((feature[i], state[i]) for i in range(3)))
     assert fit.r2 == pytest.approx(0.5, abs=0.05)
+
+
+def test_effective_rank_counts_the_directions_that_features_use() -> None:
+    square = np.linalg.qr(np.random.default_rng(0).normal(size=(64, 8)))[0]
+    apart = square - square.mean(0)  # no longer quite orthogonal
+    assert effective_rank(square) == pytest.approx(8.0, abs=0.1)
+    assert effective_rank(apart[:, :1] @ np.ones((1, 5)) + 3) == pytest.approx(1.0, abs=1e-6)
+    assert effective_rank(np.full((64, 5), 3.0)) == 0.0
+    # Singular values 3 and 1: shares of 3/4 and 1/4.
+    two = np.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    assert effective_rank(two) == pytest.approx(np.exp(0.75 * np.log(4 / 3) + 0.25 * np.log(4)))
 
 
 def test_probe_reads_nothing_from_constant_features() -> None:

@@ -1,0 +1,144 @@
+"""Groups of runs side by side: returns and spread as they learn, and what a probe read at the end.
+
+    python -m bench.groups NAME=RUN... --probe FILE --out PNG
+
+Runs of one NAME form a group and share a colour. Each RUN is a folder with `metrics.jsonl`; FILE is
+what `python -m bench.probe` wrote of the same runs, named alike.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mudreamer_fast.run.metrics import METRICS_FILE, read_lines
+
+CURVES = {
+    "evaluation/score": "return of an episode, evaluations",
+    "world_model/feature_std": "spread of the features",
+    "world_model/stoch_std": "spread of the latents' probabilities",
+}
+"""Metrics drawn over environment steps."""
+WINDOW = 10
+"""Logged values that a point of a spread's curve is the mean of."""
+PROBED = {"mean_r2": "R² of a linear probe of the state", "effective_rank": "effective rank"}
+KINDS = {"encoder": "features", "latents": "latents", "model_state": "model state"}
+
+
+class GroupsError(ValueError):
+    """Groups that cannot be drawn; the message is shown to the user as it is."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Draw groups of runs side by side."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """NAME=RUN each: the group, and the run's folder."""
+    probe: Path
+    """JSON of `bench.probe` on all of them."""
+    out: Path
+    """PNG to write."""
+
+
+def grouped(runs: Sequence[str]) -> dict[str, list[Path]]:
+    """Folders by group, in the order in which they were named.
+
+    Raises:
+        GroupsError: no run is named, or one has no group.
+    """
+    groups: dict[str, list[Path]] = {}
+    for run in runs:
+        name, equals, folder = run.partition("=")
+        if not (name and equals and folder):
+            raise GroupsError(f"expected NAME=RUN, got {run!r}")
+        groups.setdefault(name, []).append(Path(folder))
+    if not groups:
+        raise GroupsError("name at least one run, as NAME=RUN")
+    return groups
+
+
+def curve(run: Path, metric: str) -> tuple[list[float], list[float]]:
+    """Environment steps and values of a metric, averaged where it is logged often."""
+    try:
+        rows = [row for row in read_lines(run / METRICS_FILE) if metric in row]
+    except OSError as error:
+        raise GroupsError(f"{run / METRICS_FILE}: {error.strerror}") from None
+    size = 1 if metric.startswith("evaluation/") else WINDOW
+    parts = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+    return tuple(  # type: ignore[return-value]
+        [sum(row[name] for row in part) / len(part) for part in parts]
+        for name in ("env_steps", metric)
+    )
+
+
+def draw(groups: Mapping[str, Sequence[Path]], probed: Mapping[str, Any]) -> Figure:
+    """A line for each run's curves, and a mark for each run of what the probe measured.
+
+    Args:
+        groups: run folders by group.
+        probed: what `bench.probe` wrote of them, by run.
+    """
+    figure = Figure(figsize=(11.0, 6.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subfigures(2, 1)
+    curves, marks = above.subplots(1, len(CURVES)), below.subplots(1, len(PROBED))
+    for index, (name, runs) in enumerate(groups.items()):
+        for axes, metric in zip(curves, CURVES, strict=True):
+            marker = "o" if metric.startswith("evaluation/") else ""
+            for number, run in enumerate(runs):
+                label = {"label": name} if number == 0 else {}
+                axes.plot(*curve(run, metric), color=f"C{index}", ms=3, marker=marker, **label)
+        for axes, value in zip(marks, PROBED, strict=True):
+            mark(axes, [probed[str(run)] for run in runs], value, index, len(groups))
+    for axes, label in zip(curves, CURVES.values(), strict=True):
+        axes.set(xlabel="environment steps", ylabel=label, ylim=(0, None))
+    for axes, (value, label) in zip(marks, PROBED.items(), strict=True):
+        for place, kind in enumerate(KINDS):
+            level = probed["untrained"][kind][value]
+            axes.plot([place - 0.3, place + 0.3], [level] * 2, color="0.4", ls="--")
+        axes.set(ylabel=label, xticks=range(len(KINDS)), xticklabels=list(KINDS.values()))
+    marks[0].set_xlabel("dashed: untrained", loc="left", fontsize="small")
+    for axes in (*curves, *marks):
+        axes.grid(alpha=0.3)
+    curves[0].legend(loc="best", fontsize="small")
+    return figure
+
+
+def mark(axes: Axes, probed: Sequence[Mapping[str, Any]], value: str, index: int, of: int) -> None:
+    """The marks of one group of `of`, beside those of the others."""
+    for place, kind in enumerate(KINDS):
+        x = place + 0.5 * (index - (of - 1) / 2) / of
+        values = [run[kind][value] for run in probed]
+        axes.plot([x] * len(values), values, color=f"C{index}", ls="none", marker="o", ms=5)
+
+
+def main() -> int:
+    """Draws the figure that the command line asks for."""
+    options = tyro.cli(Options, prog="python -m bench.groups", description=__doc__)
+    try:
+        groups = grouped(options.runs)
+        probed = json.loads(options.probe.read_text())["runs"]
+        missing = [str(run) for runs in groups.values() for run in runs if str(run) not in probed]
+        if missing:
+            raise GroupsError(f"{options.probe} has nothing of {', '.join(missing)}")
+        figure = draw(groups, probed)
+    except (GroupsError, OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    figure.savefig(options.out, format="png", dpi=120)
+    print(options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

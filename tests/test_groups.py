@@ -1,0 +1,73 @@
+"""Groups of runs side by side: what is drawn, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.groups import CURVES, KINDS, PROBED, GroupsError, curve, draw, grouped, main
+from mudreamer_fast.run.metrics import METRICS_FILE
+
+
+def write_run(folder: Path, level: float) -> Path:
+    """Twenty logged values of every spread, and an evaluation after each ten."""
+    folder.mkdir()
+    with (folder / METRICS_FILE).open("w") as file:
+        for step in range(20):
+            row = {"env_steps": step, **{name: level + step for name in CURVES}}
+            if step % 10 != 9:
+                del row["evaluation/score"]
+            file.write(json.dumps(row) + "\n")
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    return [write_run(tmp_path / name, level) for name, level in (("a", 0.0), ("b", 5.0))]
+
+
+@pytest.fixture
+def probed(runs: list[Path], tmp_path: Path) -> Path:
+    names = [*map(str, runs), "untrained"]
+    values = {kind: dict.fromkeys(PROBED, 0.5) for kind in KINDS}
+    (tmp_path / "probe.json").write_text(json.dumps({"runs": dict.fromkeys(names, values)}))
+    return tmp_path / "probe.json"
+
+
+def test_a_spread_is_averaged_and_an_evaluation_is_not(runs: list[Path]) -> None:
+    assert curve(runs[1], "world_model/feature_std") == ([4.5, 14.5], [9.5, 19.5])
+    assert curve(runs[1], "evaluation/score") == ([9, 19], [14.0, 24.0])
+
+
+def test_every_run_has_a_line_in_each_panel_and_every_group_a_name(
+    runs: list[Path], probed: Path
+) -> None:
+    figure = draw({"before": runs[:1], "after": runs[1:]}, json.loads(probed.read_text())["runs"])
+    curves = figure.axes[: len(CURVES)]
+    assert [len(axes.lines) for axes in curves] == [2] * len(CURVES)
+    legend = curves[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["before", "after"]
+    assert [len(axes.lines) for axes in figure.axes[len(CURVES) :]] == [3 * len(KINDS)] * len(
+        PROBED
+    )
+
+
+@pytest.mark.parametrize(("named", "message"), [([], "at least one"), (["runs/a"], "NAME=RUN")])
+def test_runs_without_a_group_are_refused(named: list[str], message: str) -> None:
+    with pytest.raises(GroupsError, match=message):
+        grouped(named)
+
+
+def test_a_run_that_was_not_probed_is_one_line(
+    runs: list[Path],
+    probed: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ["groups", f"a={runs[0]}", "a=elsewhere", "--probe", str(probed), "--out", "x.png"]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert main() == 2
+    assert capsys.readouterr().err == f"{probed} has nothing of elsewhere\n"
