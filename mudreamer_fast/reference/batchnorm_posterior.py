@@ -26,6 +26,14 @@ def batchnorm_posterior(
     Returns:
         The activations (B, U), and the mean and the biased variance (U,) of the rows, without
         gradient.
+
+    Example:
+        >>> layer = NormLinear(torch.eye(1), torch.ones(1), torch.zeros(1))
+        >>> state = BatchNormState(torch.zeros(1), torch.ones(1), use_batch=True)
+        >>> x = torch.tensor([[1.0], [5.0]])
+        >>> _, mean, var = batchnorm_posterior(x, layer, state, 1e-3)
+        >>> mean, var
+        (tensor([3.]), tensor([4.]))
     """
     var, mean = torch.var_mean(x.detach(), dim=0, correction=0)
     weight, bias = layer.norm_weight, layer.norm_bias

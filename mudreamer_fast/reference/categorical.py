@@ -25,13 +25,30 @@ def categorical_sample(logits: Tensor, uniforms: Tensor, unimix: float) -> Tenso
 
     Returns:
         (..., C), one-hot.
+
+    Example:
+        >>> logits = torch.tensor([0.6, 0.3, 0.1]).log()
+        >>> categorical_sample(logits, torch.tensor(0.7), unimix=0.0)
+        tensor([0., 1., 0.])
     """
     probs = unimix_probs(logits, unimix)
     return one_hot_straight_through(probs, sample_index(probs, uniforms))
 
 
 def categorical_entropy(logits: Tensor, unimix: float) -> Tensor:
-    """Entropy (...) in nats of categoricals with logits (..., C)."""
+    """Entropy of categoricals: `-sum_c p ln p`, the uniform share included.
+
+    Args:
+        logits: (..., C).
+        unimix: share of the uniform distribution.
+
+    Returns:
+        (...), in nats.
+
+    Example:
+        >>> categorical_entropy(torch.zeros(8), unimix=0.01)
+        tensor(2.0794)
+    """
     probs = unimix_probs(logits, unimix)
     return -(probs * unimix_log_probs(logits, probs, unimix)).sum(-1)
 
@@ -48,6 +65,11 @@ def categorical_kl(posterior: Tensor, prior: Tensor, unimix: float) -> Tensor:
 
     Returns:
         (...), in nats, summed over the groups.
+
+    Example:
+        >>> sure = torch.tensor([[20.0, 0.0]])
+        >>> categorical_kl(sure, torch.zeros(1, 2), unimix=0.0)
+        tensor(0.6931)
     """
     q = unimix_probs(posterior, unimix)
     p = unimix_probs(prior, unimix)

@@ -30,6 +30,11 @@ def lambda_return(
 
     Returns:
         (N, T), the return from each state on; the last column is the last value.
+
+    Example:
+        >>> reward, value = torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([[7.0, 7.0, 4.0]])
+        >>> lambda_return(reward, torch.ones(1, 3), value, discount=0.5, lam=1.0)
+        tensor([[2.5000, 3.0000, 4.0000]])
     """
     step_discount = discount * cont
     returns = [value[:, -1]]

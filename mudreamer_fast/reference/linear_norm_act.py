@@ -18,6 +18,11 @@ def linear_norm_act(x: Tensor, layer: NormLinear, eps: float) -> Tensor:
 
     Returns:
         (..., out).
+
+    Example:
+        >>> layer = NormLinear(torch.eye(2), torch.ones(2), torch.zeros(2))
+        >>> linear_norm_act(torch.tensor([3.0, 1.0]), layer, 0.0)
+        tensor([ 0.7311, -0.2689])
     """
     y = F.linear(x, layer.weight)
     return F.silu(F.layer_norm(y, y.shape[-1:], layer.norm_weight, layer.norm_bias, eps))

@@ -39,6 +39,21 @@ def rssm_imagine(
         through_dynamics: whether later states carry a gradient to earlier actions.
         unimix: share of the uniform distribution in every categorical.
         eps: added to the variances.
+
+    Example:
+        >>> from mudreamer_fast import reference
+        >>> from mudreamer_fast.config import ModelConfig
+        >>> from mudreamer_fast.networks import ActionHead, Rssm
+        >>> config = ModelConfig(deter=16, hidden=16, groups=4, classes=8)
+        >>> rssm = Rssm(config, embed_size=32, action_size=2, ops=reference)
+        >>> actor = ActionHead(config, rssm.feature_size, 2, continuous=True, ops=reference)
+        >>> weights, policy, noise = rssm.tensors(), actor.mlp.tensors(), torch.randn(3, 15, 2)
+        >>> dreams = rssm_imagine(
+        ...     *rssm.empty_state(rows=3), weights, policy, torch.rand(3, 15, 4), noise,
+        ...     continuous=True, through_dynamics=True, unimix=0.01, eps=1e-3,
+        ... )
+        >>> dreams.action.shape, dreams.state.feature.shape
+        (torch.Size([3, 15, 2]), torch.Size([3, 16, 48]))
     """
     groups = stoch.shape[-2]
     weights = _detach_weights(weights)

@@ -46,6 +46,19 @@ def rssm_observe(
         batch_norm: what the posterior's batch norm uses, or None for layer norm.
         unimix: share of the uniform distribution in every categorical.
         eps: added to the variances.
+
+    Example:
+        >>> from mudreamer_fast import reference
+        >>> from mudreamer_fast.config import ModelConfig
+        >>> from mudreamer_fast.networks import Rssm
+        >>> config = ModelConfig(deter=16, hidden=16, groups=4, classes=8, batch_norm="none")
+        >>> rssm = Rssm(config, embed_size=32, action_size=2, ops=reference)
+        >>> embed, action, first = torch.rand(3, 5, 32), torch.rand(3, 5, 2), torch.eye(3, 5) > 0
+        >>> noise, start = torch.rand(3, 5, 4), rssm.empty_state(rows=3)
+        >>> weights = rssm.tensors()
+        >>> seen = rssm_observe(embed, action, first, noise, start, weights, None, 0.01, 1e-3)
+        >>> seen.deter.shape, seen.stoch.shape
+        (torch.Size([3, 5, 16]), torch.Size([3, 5, 4, 8]))
     """
     groups = uniforms.shape[-1]
     layer = weights.posterior_hidden

@@ -24,6 +24,11 @@ def two_hot_loss(logits: Tensor, target: Tensor) -> Tensor:
 
     Returns:
         (...), in nats.
+
+    Example:
+        >>> logits = torch.zeros(3)  # bins at -20, 0 and 20, all alike
+        >>> two_hot_loss(logits, torch.tensor(0.0))
+        tensor(1.0986)
     """
     last = logits.shape[-1] - 1
     position = (symlog(target.detach()).clamp(-LIMIT, LIMIT) + LIMIT) * (last / (2 * LIMIT))
@@ -46,6 +51,12 @@ def two_hot_mean(logits: Tensor) -> Tensor:
 
     Returns:
         (...), in plain units, with a gradient to the logits.
+
+    Example:
+        >>> logits = torch.full((41,), -1e9)
+        >>> logits[22] = 0.0  # the bin at 2, in symlog space
+        >>> two_hot_mean(logits)
+        tensor(6.3891)
     """
     exact = torch.promote_types(logits.dtype, torch.float32)
     bins = torch.linspace(-LIMIT, LIMIT, logits.shape[-1], dtype=exact, device=logits.device)
