@@ -22,11 +22,7 @@ from mudreamer_fast.machine.device import (
     settle_arithmetic,
     threads_beside_acting,
 )
-from mudreamer_fast.machine.seeds import (
-    SeedUse,
-    derived_seed,
-    seed_everything,
-)
+from mudreamer_fast.machine.seeds import SeedUse, derived_seed, seed_everything
 from mudreamer_fast.machine.signals import StopSignals
 from mudreamer_fast.replay import StorageError
 from mudreamer_fast.replay.prefetch import Prefetcher
