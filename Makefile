@@ -6,6 +6,8 @@ VENV ?= .venv
 TORCH_SPEC ?=
 TORCH_VERSION := 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+# Processes that share the Python tests; each takes about 1 GB.
+TEST_JOBS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 # Python compiles what is imported; compiling everything in advance takes a minute.
 PIP_INSTALL := python -m pip install --no-compile
 
@@ -14,7 +16,7 @@ EXTENSION_SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp)
 # The environment's own cmake, ninja and linters come first, activated or not.
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: help setup train test cpp-test sanitize lint format typecheck bench clean
+.PHONY: help setup train test coverage cpp-test sanitize lint format typecheck bench clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -25,7 +27,15 @@ train: setup  ## Train the quick preset; SEED=1 and ARGS="..." are handed on
 	mudreamer-fast train quick $(if $(SEED),--train.seed $(SEED)) $(ARGS)
 
 test: setup cpp-test  ## Run the C++ and the Python tests; ARGS="..." goes to pytest
-	python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+coverage: setup  ## Run the tests and show which lines of the package and of the replay they reach
+	$(PYTEST) --cov=mudreamer_fast --cov-report=term:skip-covered $(ARGS)
+	cmake -S . -B build/coverage -G Ninja -DREPLAY_MODULE=OFF -DREPLAY_TESTS=ON \
+	    -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS="--coverage -fprofile-update=atomic" >/dev/null
+	cmake --build build/coverage
+	ctest --test-dir build/coverage
+	gcovr --root . --filter csrc/ --exclude csrc/tests/ build/coverage
 
 cpp-test: setup  ## Run the C++ tests
 	$(call ctest,build/cpp,)
@@ -55,6 +65,7 @@ clean:  ## Remove what was built, but not the environment
 	rm -rf .hypothesis .benchmarks
 	rm -f $(STAMP)
 
+PYTEST := python -m pytest -n $(TEST_JOBS) --dist worksteal
 CPP_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/tests/*.h csrc/tests/*.cpp)
 comma := ,
 

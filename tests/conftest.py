@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Without it cuBLAS refuses to run under deterministic algorithms.
@@ -21,7 +22,11 @@ if not torch.cuda.is_available():
 
 
 class GpuTally:
-    """Leaves out tests marked `gpu` where there is no GPU, and says at the end how many."""
+    """Leaves out tests marked `gpu` where there is no GPU, and says at the end how many.
+
+    Under pytest-xdist every worker collects all tests and hands their number on; the reports of
+    all tests reach the process that started the workers, which counts and prints.
+    """
 
     def __init__(self) -> None:
         self.collected = 0
@@ -41,9 +46,24 @@ class GpuTally:
         if report.when == "call" and not report.skipped and "gpu" in report.keywords:
             self.ran += 1
 
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if (output := worker_output(session.config)) is not None:
+            output["gpu_tests"] = self.collected
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        self.collected = getattr(node, "workeroutput", {}).get("gpu_tests", self.collected)
+
     def pytest_unconfigure(self, config: pytest.Config) -> None:
+        if worker_output(config) is not None:
+            return
         why = "" if torch.cuda.is_available() else " (no CUDA device)"
         print(f"GPU tests not run: {self.collected - self.ran} of {self.collected}{why}")
+
+
+def worker_output(config: pytest.Config) -> dict[str, Any] | None:
+    """What a worker of pytest-xdist hands to the process that started it; None elsewhere."""
+    return getattr(config, "workeroutput", None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
