@@ -85,7 +85,10 @@ class ObserveWeights(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What the recurrence reads of each step. In kernels, as the next two: pointers to these."""
+    """What the recurrence reads of each step.
+
+    In kernels this and the tuples that follow hold pointers in the tensors' places.
+    """
 
     embed_part: Tensor
     """(B, T, U), the embeddings' share of the posterior's hidden layer."""
@@ -190,7 +193,7 @@ class Between(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A layer in a kernel, without what adds to its product."""
+    """What a kernel knows of a layer that ends in a norm."""
 
     p_weight: Any
     """(out, in)."""
@@ -203,12 +206,12 @@ class Layer(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The numbers that a phase gets at run time."""
+    """What a phase gets at run time besides pointers."""
 
     t: Any
-    """The step's."""
+    """The step."""
     start: Any
-    """Rows of the steps before it, as int64."""
+    """Rows of all steps before it, as int64."""
     STEPS: Any
     s_buffer: Any
     """Stride of the buffer's rows."""
@@ -216,7 +219,7 @@ class Step(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """The numbers that a phase is compiled for."""
+    """What a phase is compiled for."""
 
     ROWS: tl.constexpr
     HIDDEN: tl.constexpr
@@ -279,7 +282,7 @@ def load_rows(p_x, s_x, i_row, o_k, ROWS: tl.constexpr, SIZE: tl.constexpr):
 @triton.jit
 def load_weight(
     p_weight, s_weight, o_col, m_col, o_k, SIZE: tl.constexpr, TRANSPOSED: tl.constexpr
-):  # fmt: skip
+):
     """Columns (SLICES, SLICE, columns) of a weight (SIZE, out), or with TRANSPOSED (out, SIZE)."""
     m_weight = m_col[None, None, :] & (o_k < SIZE)[:, :, None]
     if TRANSPOSED:

@@ -54,7 +54,7 @@ def _from_next(step, p_past, b_grad, i_row, C: tl.constexpr):
 @triton.jit
 def _latents_phase(
     step, p_wanted, p_past, p_statistics, p_grads, p_sums, input_layer, C: tl.constexpr
-):  # fmt: skip
+):
     """The gradient of the posterior's logits.
 
     Reads what is wanted of z and of the logits (ROWS, LATENTS), the logits, and is_first; of the
@@ -91,7 +91,7 @@ def _latents_phase(
 @triton.jit
 def _hidden_phase(
     step, p_past, p_statistics, p_grads, p_sums, hidden_layer, p_out_weight, C: tl.constexpr
-):  # fmt: skip
+):
     """The gradient of the posterior's hidden layer's output and, but under layer norm, before it.
 
     Reads grads.logits (ROWS, LATENTS), hidden_pre (ROWS, HIDDEN), and the statistics of its norm.
@@ -130,9 +130,17 @@ def _hidden_phase(
 
 @triton.jit
 def _state_phase(
-    step, p_wanted, p_past, p_statistics, p_grads, p_sums, p_between, hidden_layer, gru_layer,
+    step,
+    p_wanted,
+    p_past,
+    p_statistics,
+    p_grads,
+    p_sums,
+    p_between,
+    hidden_layer,
+    gru_layer,
     C: tl.constexpr,
-):  # fmt: skip
+):
     """The gradients of h after the step and of the normalised gates.
 
     Reads grads.hidden (ROWS, HIDDEN), or under layer norm grads.acts and its sums; what is wanted
@@ -176,7 +184,7 @@ def _state_phase(
 @triton.jit
 def _through_state(
     step, p_past, p_statistics, p_sums, p_between, layer, b_grad, i_row, tile, C: tl.constexpr
-):  # fmt: skip
+):
     """Take the gradient of h (rows, columns) to the h before, past the gates, and to the gates."""
     dtype: tl.constexpr = p_between.kept.dtype.element_ty
     o_col, m_col = columns(tile, C.DETER, C.COLUMNS)
@@ -251,7 +259,7 @@ def _gates_phase(step, p_past, p_statistics, p_grads, p_sums, p_between, C: tl.c
 @triton.jit
 def _input_phase(
     step, p_past, p_statistics, p_grads, p_sums, p_between, input_layer, gru_layer, C: tl.constexpr
-):  # fmt: skip
+):
     """The gradients of the input layer's output and of the h before the step.
 
     Reads grads.gates (ROWS, 3 * DETER), input_pre (ROWS, HIDDEN) with its sums, and between.kept

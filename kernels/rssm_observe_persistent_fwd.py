@@ -54,13 +54,13 @@ KEPT_DTYPES = (torch.bfloat16,)
 class Kept(NamedTuple):
     """Columns of the weights that a program holds from step to step, or None."""
 
-    input: Any = None
-    gates_u: Any = (None, None, None)
-    """What each gate's are multiplied with: the input layer's output,"""
-    gates_h: Any = (None, None, None)
-    """and h."""
-    hidden: Any = None
-    out: Any = None
+    input: Any
+    gates_u: Any
+    """All three, of what they are multiplied with the input layer's output,"""
+    gates_h: Any
+    """and with h."""
+    hidden: Any
+    out: Any
 
 
 @triton.jit
@@ -75,7 +75,7 @@ def _reset(step, p_inputs, b_new, p_fresh, i_row, o_col, m_col, C: tl.constexpr)
 @triton.jit
 def _add_gates(
     b_gates, b_x, p_weight, o_col, m_col, b_kept, o_k, SIZE: tl.constexpr, C: tl.constexpr
-):  # fmt: skip
+):
     """Add a stretch of the inner axis to the sums of all three gates."""
     WIDTH: tl.constexpr = C.HIDDEN + C.DETER
     b_sums = ()
@@ -254,9 +254,7 @@ def _hidden_phase(step, p_inputs, p_saved, p_sums, layer, p_running, b_kept, C: 
 
 
 @triton.jit
-def _logits(
-    step, p_saved, p_sums, layer, p_weight, i_row, o_col, m_col, b_kept, C: tl.constexpr
-):  # fmt: skip
+def _logits(step, p_saved, p_sums, layer, p_weight, i_row, o_col, m_col, b_kept, C: tl.constexpr):
     """The product of the hidden layer's output with the last weights (rows, columns)."""
     if C.NORM == "layer":
         p_tiles = p_sums.hidden + (step.start + i_row) * (2 * C.HIDDEN_TILES)
@@ -281,7 +279,7 @@ def _logits(
 @triton.jit
 def _latents_phase(
     step, p_inputs, p_saved, p_sums, layer, p_out, p_fresh_stoch, b_kept, C: tl.constexpr
-):  # fmt: skip
+):
     """The posterior's logits, and the next z, drawn from them.
 
     Reads acts (ROWS, HIDDEN), or under layer norm hidden_pre and its sums; uniforms (ROWS, GROUPS)
@@ -397,7 +395,7 @@ def rssm_observe_persistent_fwd_kernel(
     gru_layer = Layer(p_gru_weight, HIDDEN + DETER, p_gru_scale, p_gru_shift)
     hidden_layer = Layer(p_hidden_weight, s_hidden_weight, p_hidden_scale, p_hidden_shift)
     p_out = Linear(p_out_weight, p_out_bias)
-    b_kept = Kept()
+    b_kept = Kept(None, (None, None, None), (None, None, None), None, None)
     if KEEP:
         b_kept = _keep(input_layer, gru_layer, hidden_layer, p_out, C)
     met = 0

@@ -191,7 +191,7 @@ def product_through_norm(
 @triton.jit
 def store_layer_grad_sums(
     p_x, p_statistics, p_sums, b_grad, b_scale, b_shift, m_row, m_tile, eps, C: tl.constexpr
-):  # fmt: skip
+):
     """Leave a tile's sums for the layer norm of HIDDEN columns.
 
     Args:
