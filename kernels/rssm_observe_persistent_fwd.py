@@ -78,7 +78,7 @@ def _add_gates(
 ):
     """Add a stretch of the inner axis to the sums of all three gates."""
     WIDTH: tl.constexpr = C.HIDDEN + C.DETER
-    b_sums = ()
+    b_sums: tl.tuple = ()
     for part in tl.static_range(3):
         b_weight = b_kept[part]
         if b_weight is None:
@@ -103,7 +103,8 @@ def _keep(input_layer, gru_layer, hidden_layer, p_out, C: tl.constexpr):
     b_hidden = load_weight(p_weight, s_weight, o_col, m_col, o_d, C.DETER, True)
     m_col = o_col < C.DETER
     p_gate = gru_layer.p_weight
-    b_gates_u, b_gates_h = (), ()
+    b_gates_u: tl.tuple = ()
+    b_gates_h: tl.tuple = ()
     for _ in tl.static_range(3):
         b_gates_u += (load_weight(p_gate, WIDTH, o_col, m_col, o_u, C.HIDDEN, True),)
         b_gates_h += (load_weight(p_gate + C.HIDDEN, WIDTH, o_col, m_col, o_d, C.DETER, True),)

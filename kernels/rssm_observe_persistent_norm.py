@@ -79,7 +79,7 @@ def norm_act(b_x, b_mean, b_scale, layer, o_k, SIZE: tl.constexpr):
 @triton.jit
 def normed_gates(p_gates, layer, o_col, m_col, m_tile, b_mean, b_scale, C: tl.constexpr):
     """Columns of all three gates behind the norm, each (rows, columns)."""
-    b_gates = ()
+    b_gates: tl.tuple = ()
     for part in tl.static_range(3):
         p_scale, p_shift = layer.p_scale + part * C.DETER, layer.p_shift + part * C.DETER
         b_x = tl.load(p_gates + part * C.DETER, mask=m_tile, other=0.0).to(tl.float32)
@@ -216,7 +216,9 @@ def store_layer_grad_sums(
 @triton.jit
 def gates_and_norms(p_gates, layer, o_col, m_col, m_tile, b_mean, b_rate, C: tl.constexpr):
     """Columns of all three gates: normalised, the norm's scales, and behind it."""
-    b_gates, b_scales, b_normed = (), (), ()
+    b_gates: tl.tuple = ()
+    b_scales: tl.tuple = ()
+    b_normed: tl.tuple = ()
     for part in tl.static_range(3):
         p_scale, p_shift = layer.p_scale + part * C.DETER, layer.p_shift + part * C.DETER
         b_x = tl.load(p_gates + part * C.DETER, mask=m_tile, other=0.0).to(tl.float32)
