@@ -23,15 +23,15 @@ from mudreamer_fast.kernels.categorical import SampleFunction
 from mudreamer_fast.kernels.checks import check
 from mudreamer_fast.kernels.layernorm_gru import GruCellFunction
 from mudreamer_fast.kernels.linear_norm_act import NormActFunction, linear_norm_act
-from mudreamer_fast.kernels.rssm_observe_persistent_bwd import launch_backward
-from mudreamer_fast.kernels.rssm_observe_persistent_fwd import (
+from mudreamer_fast.kernels.rssm_observe_persistent import (
     MAX_ROWS,
     Inputs,
     ObserveWeights,
     Saved,
     Sums,
-    launch_forward,
 )
+from mudreamer_fast.kernels.rssm_observe_persistent_bwd import launch_backward
+from mudreamer_fast.kernels.rssm_observe_persistent_fwd import launch_forward
 from mudreamer_fast.ops.signatures import BatchNormState, NormLinear, Observed, RssmWeights
 
 ALIGNMENT = 16

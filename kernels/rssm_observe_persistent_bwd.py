@@ -1,21 +1,8 @@
-"""The reverse of `rssm_observe`'s recurrence in one launch: five phases a step, from last to first.
-
-The programs own columns and meet as they do forward. What needs no recurrence is left for all steps
-at once: the gradients of the weights, and of the layer norms' scales and shifts.
-
-| phase | reads | writes |
-|---|---|---|
-| latents | what the next step asks of its input layer | the gradient of a group's logits |
-| hidden | those | columns of the posterior's hidden layer |
-| state | the hidden layer's | columns j of h, and of the gates up to their norm's two sums |
-| gates | those sums | columns j of all three gates |
-| before | the gates' | columns of the input layer's output, and of the h before |
-"""
+"""The reverse of `rssm_observe`'s recurrence in one launch: see `rssm_observe_persistent`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
@@ -24,188 +11,300 @@ from torch import Tensor
 
 from mudreamer_fast.kernels.barrier import wait_for_all
 from mudreamer_fast.kernels.categorical import probs, to_logits
-from mudreamer_fast.kernels.rssm_observe_persistent_fwd import (
+from mudreamer_fast.kernels.rssm_observe_persistent import (
     COLUMNS,
     OPTIONS,
-    SUMS,
+    Between,
+    Constants,
+    Gradients,
+    Layer,
     ObserveWeights,
+    Past,
     Saved,
+    Step,
     Sums,
+    Wanted,
+    classes,
+    columns,
     constants,
-    dot,
-    inner,
-    load_rows,
+    product,
     programs,
     slice_of,
+)
+from mudreamer_fast.kernels.rssm_observe_persistent_norm import (
+    before_batch_norm_act,
+    gates_and_norms,
+    grad_means,
+    product_through_norm,
     statistics,
+    store_grad_sums,
+    store_layer_grad_sums,
 )
 from mudreamer_fast.ops.signatures import BatchNormState
 
 
-class Gradients(NamedTuple):
-    """Gradients by step, each (T, B, size)."""
-
-    logits: Tensor
-    """Of the posterior's logits."""
-    acts: Tensor
-    """Of the posterior's hidden layer's output."""
-    hidden: Tensor
-    """Of that layer before its batch norm; not filled in under layer norm."""
-    affine: Tensor
-    """(T, 2, U) float32, each step's share to the batch norm's scale and shift; likewise."""
-    deter: Tensor
-    """Of h after the step."""
-    gates: Tensor
-    """Of the gates before their norm."""
-    input: Tensor
-    """Of the input layer's output."""
-    before: Tensor
-    """Of the h that the step starts from, through the step."""
-
-
 @triton.jit
-def _load_transposed(p_weight, s_weight, o_col, m_col, o_k, SIZE: tl.constexpr):
-    """Columns (SLICES, SLICE, columns) of a weight (SIZE, columns or more)."""
-    m_weight = m_col[None, None, :] & (o_k < SIZE)[:, :, None]
-    p_weight += o_k[:, :, None] * s_weight + o_col[None, None, :]
-    return tl.load(p_weight, mask=m_weight, other=0.0)
-
-
-@triton.jit
-def _product(
-    p_x,  # (ROWS, SIZE), row stride s_x
-    s_x,
-    i_row,
-    p_weight,  # (SIZE, columns or more), row stride s_weight
-    s_weight,
-    o_col,
-    m_col,
-    ROWS: tl.constexpr,
-    SIZE: tl.constexpr,
-    SLICES: tl.constexpr,
-    SLICE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Rows and columns (rows, columns) of `x weight`, as float32."""
-    b_sum = tl.zeros((SLICES, i_row.shape[0], o_col.shape[0]), tl.float32)
-    for k in range(0, SIZE, SLICES * SLICE):
-        o_k = k + inner(SLICES, SLICE)
-        b_x = load_rows(p_x, s_x, i_row, o_k, ROWS, SIZE)
-        b_weight = _load_transposed(p_weight, s_weight, o_col, m_col, o_k, SIZE)
-        b_sum = dot(b_x, b_weight, b_sum, OPERAND, PRECISION)
-    return tl.sum(b_sum, axis=0)
-
-
-@triton.jit
-def _before_norm(b_grad, b_x, b_scale, b_shift):
-    """Take the gradient of `SiLU(scale x + shift)` to that of the normalised x."""
-    b_y = b_x * b_scale + b_shift
-    b_sigmoid = tl.sigmoid(b_y)
-    return b_grad * b_sigmoid * (1.0 + b_y * (1.0 - b_sigmoid)) * b_scale
-
-
-@triton.jit
-def _store_sums(p_sums, b_grad, b_x, m_row, TILES: tl.constexpr):
-    """Leave a tile's share of what a layer norm's gradient needs of whole rows.
-
-    Args:
-        p_sums: (rows,) pointers to the tile's sums, of (rows, 2, TILES).
-        b_grad: (rows, columns), of the normalised x.
-        b_x: (rows, columns), the normalised x.
-        m_row: (rows,), which rows are there.
-        TILES: of the layer.
-    """
-    tl.store(p_sums, tl.sum(b_grad, axis=1), mask=m_row)
-    tl.store(p_sums + TILES, tl.sum(b_grad * b_x, axis=1), mask=m_row)
-
-
-@triton.jit
-def _means(p_sums, m_row, SIZE: tl.constexpr, TILES: tl.constexpr):
-    """Means (rows,) over rows of SIZE, of the gradient and of its product with x."""
-    o_tile = tl.arange(0, SUMS)
-    b_grad = tl.zeros_like(m_row.to(tl.float32))
-    b_along = b_grad
-    for k in range(0, TILES, SUMS):
-        m_sums = m_row[:, None] & (k + o_tile < TILES)[None, :]
-        p_tiles = p_sums[:, None] + (k + o_tile)[None, :]
-        b_grad += tl.sum(tl.load(p_tiles, mask=m_sums, other=0.0), axis=1) / SIZE
-        b_along += tl.sum(tl.load(p_tiles + TILES, mask=m_sums, other=0.0), axis=1) / SIZE
-    return b_grad, b_along
-
-
-@triton.jit
-def _product_through_norm(
-    p_grad,  # (ROWS, SIZE), contiguous: of the layer's output
-    p_x,  # (ROWS, SIZE), contiguous: the layer before its norm
-    p_statistics,  # (ROWS, 2, tiles), of the layer
-    p_sums,  # (ROWS, 2, tiles), of its gradient; see _store_sums
-    p_scale,
-    p_shift,
-    eps,
-    i_row,
-    p_weight,  # (SIZE, columns or more), row stride s_weight
-    s_weight,
-    o_col,
-    m_col,
-    ROWS: tl.constexpr,
-    SIZE: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    SLICES: tl.constexpr,
-    SLICE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Rows and columns (rows, columns) of `x weight`, x the gradient before norm and SiLU."""
-    TILES: tl.constexpr = (SIZE + COLUMNS - 1) // COLUMNS
-    m_row = i_row < ROWS
-    b_mean, b_rate = statistics(p_statistics + i_row * (2 * TILES), m_row, eps, SIZE, 1, COLUMNS)
-    b_grad_mean, b_along = _means(p_sums + i_row * (2 * TILES), m_row, SIZE, TILES)
-    dtype: tl.constexpr = p_grad.dtype.element_ty
-    b_sum = tl.zeros((SLICES, i_row.shape[0], o_col.shape[0]), tl.float32)
-    for k in range(0, SIZE, SLICES * SLICE):
-        o_k = k + inner(SLICES, SLICE)
-        m_k = o_k < SIZE
-        b_x = load_rows(p_x, SIZE, i_row, o_k, ROWS, SIZE).to(tl.float32)
-        b_x = (b_x - b_mean[None, :, None]) * b_rate[None, :, None]
-        b_scale = tl.load(p_scale + o_k, mask=m_k, other=0.0).to(tl.float32)
-        b_shift = tl.load(p_shift + o_k, mask=m_k, other=0.0).to(tl.float32)
-        b_grad = load_rows(p_grad, SIZE, i_row, o_k, ROWS, SIZE).to(tl.float32)
-        b_grad = _before_norm(b_grad, b_x, b_scale[:, None, :], b_shift[:, None, :])
-        b_grad -= b_grad_mean[None, :, None] + b_x * b_along[None, :, None]
-        b_grad = (b_grad * b_rate[None, :, None]).to(dtype)
-        b_weight = _load_transposed(p_weight, s_weight, o_col, m_col, o_k, SIZE)
-        b_sum = dot(b_grad, b_weight, b_sum, OPERAND, PRECISION)
-    return tl.sum(b_sum, axis=0)
-
-
-@triton.jit
-def _from_next(b_grad, p_first, s_first, i_row, ROWS: tl.constexpr):
+def _from_next(step, p_past, b_grad, i_row, C: tl.constexpr):
     """What the next step asks of this: nothing, where an episode begins there."""
-    b_first = tl.load(p_first + i_row * s_first, mask=i_row < ROWS, other=1).to(tl.int1)
+    p_first = p_past.is_first + step.t + 1 + i_row * step.STEPS
+    b_first = tl.load(p_first, mask=i_row < C.ROWS, other=1).to(tl.int1)
     return tl.where(b_first[:, None], 0.0, b_grad)
 
 
 @triton.jit
-def _gate(p_gate, m_tile, b_mean, b_rate, p_scale, p_shift, o_col, m_col):
-    """Columns of one gate (rows, columns): normalised, its scale, and both applied."""
-    b_x = tl.load(p_gate, mask=m_tile, other=0.0).to(tl.float32)
-    b_x = tl.where(m_tile, (b_x - b_mean[:, None]) * b_rate[:, None], 0.0)
-    b_scale = tl.load(p_scale + o_col, mask=m_col, other=0.0).to(tl.float32)[None, :]
-    b_shift = tl.load(p_shift + o_col, mask=m_col, other=0.0).to(tl.float32)[None, :]
-    return b_x, b_scale, b_x * b_scale + b_shift
+def _latents_phase(
+    step, p_wanted, p_past, p_statistics, p_grads, p_sums, input_layer, C: tl.constexpr
+):
+    """The gradient of the posterior's logits.
+
+    Reads what is wanted of z and of the logits (ROWS, LATENTS), the logits, and is_first; of the
+    next step the gradient of the input layer's output (ROWS, HIDDEN), with its sums.
+    Writes grads.logits (ROWS, LATENTS).
+    """
+    i_next = step.start + C.ROWS
+    group = tl.program_id(0)
+    while group < C.GROUPS:
+        o_class, o_col, m_col = classes(group, C.CLASSES, C.CLASS)
+        for i in range(0, C.ROWS, C.BLOCK):
+            i_row = i + tl.arange(0, C.BLOCK)
+            m_tile = (i_row < C.ROWS)[:, None] & m_col[None, :]
+            o_tile = (step.start + i_row)[:, None] * C.LATENTS + o_col[None, :]
+            b_grad = tl.load(p_wanted.stoch + o_tile, mask=m_tile, other=0.0).to(tl.float32)
+            if step.t + 1 < step.STEPS:
+                b_next = product_through_norm(
+                    p_grads.input + i_next * C.HIDDEN, p_past.input_pre + i_next * C.HIDDEN,
+                    p_statistics.input + i_next * (2 * C.HIDDEN_TILES),
+                    p_sums.input + i_next * (2 * C.HIDDEN_TILES), input_layer, step.eps, i_row,
+                    o_col, m_col, C,
+                )  # fmt: skip
+                b_grad += _from_next(step, p_past, b_next, i_row, C)
+            b_logits = tl.load(p_past.logits + o_tile, mask=m_tile, other=0.0).to(tl.float32)
+            b_logits = tl.where(m_col[None, :], b_logits, float("-inf"))
+            b_soft, _, _ = probs(b_logits, o_class, C.CLASSES, C.UNIMIX)
+            b_grad = to_logits(b_grad, b_soft, C.UNIMIX)
+            b_grad += tl.load(p_wanted.logits + o_tile, mask=m_tile, other=0.0).to(tl.float32)
+            p_tile = p_grads.logits + o_tile
+            tl.store(p_tile, b_grad.to(p_tile.dtype.element_ty), mask=m_tile)
+        group += tl.num_programs(0)
 
 
 @triton.jit
-def _finish_gate(
-    p_grad, p_raw, p_gate, m_tile, b_mean, b_rate, b_grad_mean, b_along
-):  # fmt: skip
-    """Take one gate's columns through the norm."""
-    b_x = tl.load(p_gate, mask=m_tile, other=0.0).to(tl.float32)
-    b_x = (b_x - b_mean[:, None]) * b_rate[:, None]
-    b_grad = tl.load(p_raw, mask=m_tile, other=0.0).to(tl.float32)
-    b_grad = (b_grad - b_grad_mean[:, None] - b_x * b_along[:, None]) * b_rate[:, None]
-    tl.store(p_grad, b_grad.to(p_grad.dtype.element_ty), mask=m_tile)
+def _hidden_phase(
+    step, p_past, p_statistics, p_grads, p_sums, hidden_layer, p_out_weight, C: tl.constexpr
+):
+    """The gradient of the posterior's hidden layer's output and, but under layer norm, before it.
+
+    Reads grads.logits (ROWS, LATENTS), hidden_pre (ROWS, HIDDEN), and the statistics of its norm.
+    Writes grads.acts (ROWS, HIDDEN). Under layer norm its sums (ROWS, 2, tiles); else grads.hidden
+    (ROWS, HIDDEN), and grads.affine (2, HIDDEN).
+    """
+    tile = tl.program_id(0)
+    while tile < C.HIDDEN_TILES:
+        o_col, m_col = columns(tile, C.HIDDEN, C.COLUMNS)
+        b_scale = tl.load(hidden_layer.p_scale + o_col, mask=m_col, other=0.0).to(tl.float32)
+        b_shift = tl.load(hidden_layer.p_shift + o_col, mask=m_col, other=0.0).to(tl.float32)
+        for i in range(0, C.ROWS, C.BLOCK):
+            i_row = i + tl.arange(0, C.BLOCK)
+            m_row = i_row < C.ROWS
+            m_tile = m_row[:, None] & m_col[None, :]
+            o_tile = (step.start + i_row)[:, None] * C.HIDDEN + o_col[None, :]
+            b_grad = product(
+                p_grads.logits + step.start * C.LATENTS, C.LATENTS, i_row, p_out_weight, C.HIDDEN,
+                o_col, m_col, None, C.LATENTS, C.Z_SLICE, False, C,
+            )  # fmt: skip
+            p_tile = p_grads.acts + o_tile
+            tl.store(p_tile, b_grad.to(p_tile.dtype.element_ty), mask=m_tile)
+            if C.NORM == "layer":
+                o_sums = (step.start + i_row) * (2 * C.HIDDEN_TILES)
+                store_layer_grad_sums(
+                    p_past.hidden_pre + o_tile, p_statistics.hidden + o_sums,
+                    p_sums.hidden + o_sums + tile, b_grad, b_scale, b_shift, m_row, m_tile,
+                    step.eps, C,
+                )  # fmt: skip
+        if C.NORM != "layer":
+            # The rows of other warps, or of a block before, are in memory by now.
+            tl.debug_barrier()
+            before_batch_norm_act(step, p_past, p_grads, b_scale, b_shift, o_col, m_col, C)
+        tile += tl.num_programs(0)
+
+
+@triton.jit
+def _state_phase(
+    step,
+    p_wanted,
+    p_past,
+    p_statistics,
+    p_grads,
+    p_sums,
+    p_between,
+    hidden_layer,
+    gru_layer,
+    C: tl.constexpr,
+):
+    """The gradients of h after the step and of the normalised gates.
+
+    Reads grads.hidden (ROWS, HIDDEN), or under layer norm grads.acts and its sums; what is wanted
+    of h (ROWS, DETER), and of the next step grads.before; is_first; the gates and their sums; and h
+    before the step, in the buffer.
+    Writes grads.deter and between.kept (ROWS, DETER), between.raw_gates (ROWS, 3 * DETER), and the
+    sums of the gates' gradient (ROWS, 2, 3 * tiles).
+    """
+    tile = tl.program_id(0)
+    while tile < C.DETER_TILES:
+        o_col, m_col = columns(tile, C.DETER, C.COLUMNS)
+        for i in range(0, C.ROWS, C.BLOCK):
+            i_row = i + tl.arange(0, C.BLOCK)
+            m_tile = (i_row < C.ROWS)[:, None] & m_col[None, :]
+            if C.NORM == "layer":
+                b_grad = product_through_norm(
+                    p_grads.acts + step.start * C.HIDDEN, p_past.hidden_pre + step.start * C.HIDDEN,
+                    p_statistics.hidden + step.start * (2 * C.HIDDEN_TILES),
+                    p_sums.hidden + step.start * (2 * C.HIDDEN_TILES), hidden_layer, step.eps,
+                    i_row, o_col, m_col, C,
+                )  # fmt: skip
+            else:
+                b_grad = product(
+                    p_grads.hidden + step.start * C.HIDDEN, C.HIDDEN, i_row, hidden_layer.p_weight,
+                    hidden_layer.s_weight, o_col, m_col, None, C.HIDDEN, C.U_SLICE, False, C,
+                )  # fmt: skip
+            o_tile = (step.start + i_row)[:, None] * C.DETER + o_col[None, :]
+            b_grad += tl.load(p_wanted.deter + o_tile, mask=m_tile, other=0.0).to(tl.float32)
+            if step.t + 1 < step.STEPS:
+                p_next = p_grads.before + C.ROWS * C.DETER + o_tile
+                b_next = tl.load(p_next, mask=m_tile, other=0.0).to(tl.float32)
+                b_grad += _from_next(step, p_past, b_next, i_row, C)
+            p_tile = p_grads.deter + o_tile
+            tl.store(p_tile, b_grad.to(p_tile.dtype.element_ty), mask=m_tile)
+            _through_state(
+                step, p_past, p_statistics, p_sums, p_between, gru_layer, b_grad, i_row, tile, C
+            )
+        tile += tl.num_programs(0)
+
+
+@triton.jit
+def _through_state(
+    step, p_past, p_statistics, p_sums, p_between, layer, b_grad, i_row, tile, C: tl.constexpr
+):
+    """Take the gradient of h (rows, columns) to the h before, past the gates, and to the gates."""
+    dtype: tl.constexpr = p_between.kept.dtype.element_ty
+    o_col, m_col = columns(tile, C.DETER, C.COLUMNS)
+    m_row = i_row < C.ROWS
+    m_tile = m_row[:, None] & m_col[None, :]
+    o_sums = (step.start + i_row) * (6 * C.DETER_TILES)
+    b_mean, b_rate = statistics(p_statistics.gates + o_sums, m_row, step.eps, C.DETER, 3, C.COLUMNS)
+    p_gates = p_past.gates + (step.start + i_row)[:, None] * (3 * C.DETER) + o_col[None, :]
+    b_gates, b_scales, b_normed = gates_and_norms(
+        p_gates, layer, o_col, m_col, m_tile, b_mean, b_rate, C
+    )
+    b_scale_r, b_scale_c, b_scale_u = b_scales
+    b_reset, b_inner, b_update = b_normed
+    b_reset = tl.sigmoid(b_reset)
+    b_candidate = 2.0 * tl.sigmoid(2.0 * b_reset * b_inner) - 1.0
+    b_update = tl.sigmoid(b_update - 1.0)
+    p_state = (
+        p_past.buffer + (step.start + i_row)[:, None] * step.s_buffer + C.HIDDEN + o_col[None, :]
+    )
+    b_state = tl.load(p_state, mask=m_tile, other=0.0).to(tl.float32)
+    o_tile = (step.start + i_row)[:, None] * C.DETER + o_col[None, :]
+    tl.store(p_between.kept + o_tile, (b_grad * (1.0 - b_update)).to(dtype), mask=m_tile)
+    b_grad_u = b_grad * (b_candidate - b_state) * b_update * (1.0 - b_update)
+    b_grad_c = b_grad * b_update * (1.0 - b_candidate * b_candidate)
+    b_grad_r = b_grad_c * b_inner * b_reset * (1.0 - b_reset) * b_scale_r
+    b_grad_c = b_grad_c * b_reset * b_scale_c
+    b_grad_u = b_grad_u * b_scale_u
+    b_grads = (b_grad_r, b_grad_c, b_grad_u)
+    p_raw = p_between.raw_gates + (step.start + i_row)[:, None] * (3 * C.DETER) + o_col[None, :]
+    for part in tl.static_range(3):
+        tl.store(p_raw + part * C.DETER, b_grads[part].to(dtype), mask=m_tile)
+    for part in tl.static_range(3):
+        p_part = p_sums.gates + o_sums + tile + part * C.DETER_TILES
+        store_grad_sums(p_part, b_grads[part], b_gates[part], m_row, 3 * C.DETER_TILES)
+
+
+@triton.jit
+def _gates_phase(step, p_past, p_statistics, p_grads, p_sums, p_between, C: tl.constexpr):
+    """The gradient of the gates before their norm.
+
+    Reads between.raw_gates and gates (ROWS, 3 * DETER), with the sums of both.
+    Writes grads.gates (ROWS, 3 * DETER).
+    """
+    tile = tl.program_id(0)
+    while tile < C.DETER_TILES:
+        o_col, m_col = columns(tile, C.DETER, C.COLUMNS)
+        for i in range(0, C.ROWS, C.BLOCK):
+            i_row = i + tl.arange(0, C.BLOCK)
+            m_row = i_row < C.ROWS
+            m_tile = m_row[:, None] & m_col[None, :]
+            o_sums = (step.start + i_row) * (6 * C.DETER_TILES)
+            b_mean, b_rate = statistics(
+                p_statistics.gates + o_sums, m_row, step.eps, C.DETER, 3, C.COLUMNS
+            )
+            b_grad_mean, b_along = grad_means(
+                p_sums.gates + o_sums, m_row, 3 * C.DETER, 3 * C.DETER_TILES
+            )
+            o_gate = (step.start + i_row)[:, None] * (3 * C.DETER) + o_col[None, :]
+            for part in range(3):
+                p_grad = p_grads.gates + o_gate + part * C.DETER
+                p_raw = p_between.raw_gates + o_gate + part * C.DETER
+                p_gate = p_past.gates + o_gate + part * C.DETER
+                b_x = tl.load(p_gate, mask=m_tile, other=0.0).to(tl.float32)
+                b_x = (b_x - b_mean[:, None]) * b_rate[:, None]
+                b_grad = tl.load(p_raw, mask=m_tile, other=0.0).to(tl.float32)
+                b_grad = b_grad - b_grad_mean[:, None] - b_x * b_along[:, None]
+                b_grad *= b_rate[:, None]
+                tl.store(p_grad, b_grad.to(p_grad.dtype.element_ty), mask=m_tile)
+        tile += tl.num_programs(0)
+
+
+@triton.jit
+def _input_phase(
+    step, p_past, p_statistics, p_grads, p_sums, p_between, input_layer, gru_layer, C: tl.constexpr
+):
+    """The gradients of the input layer's output and of the h before the step.
+
+    Reads grads.gates (ROWS, 3 * DETER), input_pre (ROWS, HIDDEN) with its sums, and between.kept
+    (ROWS, DETER).
+    Writes grads.input (ROWS, HIDDEN) with its sums (ROWS, 2, tiles), and grads.before
+    (ROWS, DETER).
+    """
+    p_gates = p_grads.gates + step.start * (3 * C.DETER)
+    tile = tl.program_id(0)
+    while tile < C.HIDDEN_TILES + C.DETER_TILES:
+        if tile < C.HIDDEN_TILES:
+            o_col, m_col = columns(tile, C.HIDDEN, C.COLUMNS)
+            b_scale = tl.load(input_layer.p_scale + o_col, mask=m_col, other=0.0).to(tl.float32)
+            b_shift = tl.load(input_layer.p_shift + o_col, mask=m_col, other=0.0).to(tl.float32)
+            for i in range(0, C.ROWS, C.BLOCK):
+                i_row = i + tl.arange(0, C.BLOCK)
+                m_row = i_row < C.ROWS
+                m_tile = m_row[:, None] & m_col[None, :]
+                b_grad = product(
+                    p_gates, 3 * C.DETER, i_row, gru_layer.p_weight, gru_layer.s_weight, o_col,
+                    m_col, None, 3 * C.DETER, C.D_SLICE, False, C,
+                )  # fmt: skip
+                o_tile = (step.start + i_row)[:, None] * C.HIDDEN + o_col[None, :]
+                p_tile = p_grads.input + o_tile
+                tl.store(p_tile, b_grad.to(p_tile.dtype.element_ty), mask=m_tile)
+                o_sums = (step.start + i_row) * (2 * C.HIDDEN_TILES)
+                store_layer_grad_sums(
+                    p_past.input_pre + o_tile, p_statistics.input + o_sums,
+                    p_sums.input + o_sums + tile, b_grad, b_scale, b_shift, m_row, m_tile, step.eps,
+                    C,
+                )  # fmt: skip
+        else:
+            o_col, m_col = columns(tile - C.HIDDEN_TILES, C.DETER, C.COLUMNS)
+            for i in range(0, C.ROWS, C.BLOCK):
+                i_row = i + tl.arange(0, C.BLOCK)
+                m_tile = (i_row < C.ROWS)[:, None] & m_col[None, :]
+                b_grad = product(
+                    p_gates, 3 * C.DETER, i_row, gru_layer.p_weight + C.HIDDEN, gru_layer.s_weight,
+                    o_col, m_col, None, 3 * C.DETER, C.D_SLICE, False, C,
+                )  # fmt: skip
+                o_tile = (step.start + i_row)[:, None] * C.DETER + o_col[None, :]
+                b_grad += tl.load(p_between.kept + o_tile, mask=m_tile, other=0.0).to(tl.float32)
+                p_tile = p_grads.before + o_tile
+                tl.store(p_tile, b_grad.to(p_tile.dtype.element_ty), mask=m_tile)
+        tile += tl.num_programs(0)
 
 
 @triton.jit
@@ -269,239 +368,48 @@ def rssm_observe_persistent_bwd_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    i_program = tl.program_id(0)
     programs = tl.num_programs(0)
-    LATENTS: tl.constexpr = GROUPS * CLASSES
-    HIDDEN_TILES: tl.constexpr = (HIDDEN + COLUMNS - 1) // COLUMNS
-    DETER_TILES: tl.constexpr = (DETER + COLUMNS - 1) // COLUMNS
-    WIDTH: tl.constexpr = HIDDEN + DETER
-    o_block = tl.arange(0, BLOCK)
-    o_column = tl.arange(0, COLUMNS)
-    dtype: tl.constexpr = p_grad_logits.dtype.element_ty
+    C: tl.constexpr = Constants(
+        ROWS, HIDDEN, DETER, GROUPS, CLASSES, GROUPS * CLASSES,
+        (HIDDEN + COLUMNS - 1) // COLUMNS, (DETER + COLUMNS - 1) // COLUMNS, UNIMIX, NORM, BLOCK,
+        ALL, COLUMNS, CLASS, SLICES, SLICE, SLICE, SLICE, OPERAND, PRECISION,
+    )  # fmt: skip
+    p_wanted = Wanted(p_wanted_deter, p_wanted_stoch, p_wanted_logits)
+    p_past = Past(
+        p_buffer, p_first, p_input_pre, p_gates, p_hidden_pre, p_means, p_variances, p_logits
+    )
+    p_statistics = Sums(p_input_statistics, p_gate_statistics, p_hidden_statistics)
+    p_grads = Gradients(
+        p_grad_logits, p_grad_acts, p_grad_hidden, p_affine, p_grad_deter, p_grad_gates,
+        p_grad_input, p_grad_before,
+    )  # fmt: skip
+    p_sums = Sums(p_input_sums, p_gate_sums, p_hidden_sums)
+    p_between = Between(p_kept, p_raw_gates)
+    input_layer = Layer(p_input_weight, s_input_weight, p_input_scale, p_input_shift)
+    gru_layer = Layer(p_gru_weight, HIDDEN + DETER, p_gru_scale, p_gru_shift)
+    hidden_layer = Layer(p_hidden_weight, s_hidden_weight, p_hidden_scale, p_hidden_shift)
     met = 0
     t = STEPS - 1
     while t >= 0:
-        i_step = tl.full((), t, tl.int64) * ROWS
-        i_next = i_step + ROWS
-
-        tile = i_program
-        while tile < GROUPS:
-            o_class = tl.arange(0, CLASS)
-            o_col = tile * CLASSES + o_class
-            m_col = o_class < CLASSES
-            for i in range(0, ROWS, BLOCK):
-                i_row = i + o_block
-                m_tile = (i_row < ROWS)[:, None] & m_col[None, :]
-                o_tile = (i_step + i_row)[:, None] * LATENTS + o_col[None, :]
-                b_grad = tl.load(p_wanted_stoch + o_tile, mask=m_tile, other=0.0).to(tl.float32)
-                if t + 1 < STEPS:
-                    b_next = _product_through_norm(
-                        p_grad_input + i_next * HIDDEN, p_input_pre + i_next * HIDDEN,
-                        p_input_statistics + i_next * (2 * HIDDEN_TILES),
-                        p_input_sums + i_next * (2 * HIDDEN_TILES), p_input_scale, p_input_shift,
-                        eps, i_row, p_input_weight, s_input_weight, o_col, m_col, ROWS, HIDDEN,
-                        COLUMNS, SLICES, SLICE, OPERAND, PRECISION,
-                    )  # fmt: skip
-                    b_grad += _from_next(b_next, p_first + t + 1, STEPS, i_row, ROWS)
-                b_logits = tl.load(p_logits + o_tile, mask=m_tile, other=0.0).to(tl.float32)
-                b_logits = tl.where(m_col[None, :], b_logits, float("-inf"))
-                b_soft, _, _ = probs(b_logits, o_class, CLASSES, UNIMIX)
-                b_grad = to_logits(b_grad, b_soft, UNIMIX)
-                b_grad += tl.load(p_wanted_logits + o_tile, mask=m_tile, other=0.0).to(tl.float32)
-                tl.store(p_grad_logits + o_tile, b_grad.to(dtype), mask=m_tile)
-            tile += programs
+        step = Step(t, tl.full((), t, tl.int64) * ROWS, STEPS, s_buffer, eps)
+        _latents_phase(step, p_wanted, p_past, p_statistics, p_grads, p_sums, input_layer, C)
         met += programs
         wait_for_all(p_arrived, met)
-
-        tile = i_program
-        while tile < HIDDEN_TILES:
-            o_col = tile * COLUMNS + o_column
-            m_col = o_col < HIDDEN
-            b_scale = tl.load(p_hidden_scale + o_col, mask=m_col, other=0.0).to(tl.float32)
-            b_shift = tl.load(p_hidden_shift + o_col, mask=m_col, other=0.0).to(tl.float32)
-            for i in range(0, ROWS, BLOCK):
-                i_row = i + o_block
-                m_row = i_row < ROWS
-                m_tile = m_row[:, None] & m_col[None, :]
-                o_tile = (i_step + i_row)[:, None] * HIDDEN + o_col[None, :]
-                b_grad = _product(
-                    p_grad_logits + i_step * LATENTS, LATENTS, i_row, p_out_weight, HIDDEN, o_col,
-                    m_col, ROWS, LATENTS, SLICES, SLICE, OPERAND, PRECISION,
-                )  # fmt: skip
-                tl.store(p_grad_acts + o_tile, b_grad.to(dtype), mask=m_tile)
-                if NORM == "layer":
-                    o_sums = (i_step + i_row) * (2 * HIDDEN_TILES)
-                    b_mean, b_rate = statistics(
-                        p_hidden_statistics + o_sums, m_row, eps, HIDDEN, 1, COLUMNS
-                    )
-                    b_x = tl.load(p_hidden_pre + o_tile, mask=m_tile, other=0.0).to(tl.float32)
-                    b_x = (b_x - b_mean[:, None]) * b_rate[:, None]
-                    b_grad = _before_norm(b_grad, b_x, b_scale[None, :], b_shift[None, :])
-                    _store_sums(p_hidden_sums + o_sums + tile, b_grad, b_x, m_row, HIDDEN_TILES)
-            if NORM != "layer":
-                # The rows of other warps, or of a block before, are in memory by now.
-                tl.debug_barrier()
-                i_row = tl.arange(0, ALL)
-                m_tile = (i_row < ROWS)[:, None] & m_col[None, :]
-                o_tile = (i_step + i_row)[:, None] * HIDDEN + o_col[None, :]
-                o_mean = o_col
-                if NORM == "batch":
-                    o_mean += t * HIDDEN
-                b_mean = tl.load(p_means + o_mean, mask=m_col, other=0.0).to(tl.float32)
-                b_var = tl.load(p_variances + o_mean, mask=m_col, other=1.0).to(tl.float32)
-                b_rate = 1.0 / tl.sqrt(b_var + eps)
-                b_x = tl.load(p_hidden_pre + o_tile, mask=m_tile, other=0.0).to(tl.float32)
-                b_x = (b_x - b_mean[None, :]) * b_rate[None, :]
-                b_grad = tl.load(p_grad_acts + o_tile, mask=m_tile, other=0.0).to(tl.float32)
-                b_y = b_x * b_scale[None, :] + b_shift[None, :]
-                b_sigmoid = tl.sigmoid(b_y)
-                b_grad *= b_sigmoid * (1.0 + b_y * (1.0 - b_sigmoid))
-                b_sum_scale = tl.sum(b_grad * b_x, axis=0)
-                b_sum_shift = tl.sum(b_grad, axis=0)
-                p_step = p_affine + tl.full((), t, tl.int64) * (2 * HIDDEN) + o_col
-                tl.store(p_step, b_sum_scale, mask=m_col)
-                tl.store(p_step + HIDDEN, b_sum_shift, mask=m_col)
-                if NORM == "batch":
-                    b_grad -= (b_sum_shift[None, :] + b_x * b_sum_scale[None, :]) / ROWS
-                b_grad *= (b_scale * b_rate)[None, :]
-                tl.store(p_grad_hidden + o_tile, b_grad.to(dtype), mask=m_tile)
-            tile += programs
+        _hidden_phase(step, p_past, p_statistics, p_grads, p_sums, hidden_layer, p_out_weight, C)
         met += programs
         wait_for_all(p_arrived, met)
-
-        tile = i_program
-        while tile < DETER_TILES:
-            o_col = tile * COLUMNS + o_column
-            m_col = o_col < DETER
-            for i in range(0, ROWS, BLOCK):
-                i_row = i + o_block
-                m_row = i_row < ROWS
-                m_tile = m_row[:, None] & m_col[None, :]
-                if NORM == "layer":
-                    b_grad = _product_through_norm(
-                        p_grad_acts + i_step * HIDDEN, p_hidden_pre + i_step * HIDDEN,
-                        p_hidden_statistics + i_step * (2 * HIDDEN_TILES),
-                        p_hidden_sums + i_step * (2 * HIDDEN_TILES), p_hidden_scale,
-                        p_hidden_shift, eps, i_row, p_hidden_weight, s_hidden_weight, o_col, m_col,
-                        ROWS, HIDDEN, COLUMNS, SLICES, SLICE, OPERAND, PRECISION,
-                    )  # fmt: skip
-                else:
-                    b_grad = _product(
-                        p_grad_hidden + i_step * HIDDEN, HIDDEN, i_row, p_hidden_weight,
-                        s_hidden_weight, o_col, m_col, ROWS, HIDDEN, SLICES, SLICE, OPERAND,
-                        PRECISION,
-                    )  # fmt: skip
-                o_tile = (i_step + i_row)[:, None] * DETER + o_col[None, :]
-                b_grad += tl.load(p_wanted_deter + o_tile, mask=m_tile, other=0.0).to(tl.float32)
-                if t + 1 < STEPS:
-                    p_next = p_grad_before + ROWS * DETER + o_tile
-                    b_next = tl.load(p_next, mask=m_tile, other=0.0).to(tl.float32)
-                    b_grad += _from_next(b_next, p_first + t + 1, STEPS, i_row, ROWS)
-                tl.store(p_grad_deter + o_tile, b_grad.to(dtype), mask=m_tile)
-
-                o_sums = (i_step + i_row) * (6 * DETER_TILES)
-                b_mean, b_rate = statistics(
-                    p_gate_statistics + o_sums, m_row, eps, DETER, 3, COLUMNS
-                )
-                p_gate = p_gates + (i_step + i_row)[:, None] * (3 * DETER) + o_col[None, :]
-                b_r, b_scale_r, b_reset = _gate(
-                    p_gate, m_tile, b_mean, b_rate, p_gru_scale, p_gru_shift, o_col, m_col
-                )
-                b_c, b_scale_c, b_inner = _gate(
-                    p_gate + DETER, m_tile, b_mean, b_rate, p_gru_scale + DETER,
-                    p_gru_shift + DETER, o_col, m_col,
-                )  # fmt: skip
-                b_u, b_scale_u, b_update = _gate(
-                    p_gate + 2 * DETER, m_tile, b_mean, b_rate, p_gru_scale + 2 * DETER,
-                    p_gru_shift + 2 * DETER, o_col, m_col,
-                )  # fmt: skip
-                b_reset = tl.sigmoid(b_reset)
-                b_candidate = 2.0 * tl.sigmoid(2.0 * b_reset * b_inner) - 1.0
-                b_update = tl.sigmoid(b_update - 1.0)
-                p_state = p_buffer + (i_step + i_row)[:, None] * s_buffer + HIDDEN + o_col[None, :]
-                b_state = tl.load(p_state, mask=m_tile, other=0.0).to(tl.float32)
-                tl.store(p_kept + o_tile, (b_grad * (1.0 - b_update)).to(dtype), mask=m_tile)
-                b_grad_u = b_grad * (b_candidate - b_state) * b_update * (1.0 - b_update)
-                b_grad_c = b_grad * b_update * (1.0 - b_candidate * b_candidate)
-                b_grad_r = b_grad_c * b_inner * b_reset * (1.0 - b_reset) * b_scale_r
-                b_grad_c = b_grad_c * b_reset * b_scale_c
-                b_grad_u = b_grad_u * b_scale_u
-                p_raw = p_raw_gates + (i_step + i_row)[:, None] * (3 * DETER) + o_col[None, :]
-                tl.store(p_raw, b_grad_r.to(dtype), mask=m_tile)
-                tl.store(p_raw + DETER, b_grad_c.to(dtype), mask=m_tile)
-                tl.store(p_raw + 2 * DETER, b_grad_u.to(dtype), mask=m_tile)
-                p_sums = p_gate_sums + o_sums + tile
-                T3: tl.constexpr = 3 * DETER_TILES
-                _store_sums(p_sums, b_grad_r, b_r, m_row, T3)
-                _store_sums(p_sums + DETER_TILES, b_grad_c, b_c, m_row, T3)
-                _store_sums(p_sums + 2 * DETER_TILES, b_grad_u, b_u, m_row, T3)
-            tile += programs
+        _state_phase(
+            step, p_wanted, p_past, p_statistics, p_grads, p_sums, p_between, hidden_layer,
+            gru_layer, C,
+        )  # fmt: skip
         met += programs
         wait_for_all(p_arrived, met)
-
-        tile = i_program
-        while tile < DETER_TILES:
-            o_col = tile * COLUMNS + o_column
-            m_col = o_col < DETER
-            for i in range(0, ROWS, BLOCK):
-                i_row = i + o_block
-                m_row = i_row < ROWS
-                m_tile = m_row[:, None] & m_col[None, :]
-                o_sums = (i_step + i_row) * (6 * DETER_TILES)
-                b_mean, b_rate = statistics(
-                    p_gate_statistics + o_sums, m_row, eps, DETER, 3, COLUMNS
-                )
-                b_grad, b_along = _means(p_gate_sums + o_sums, m_row, 3 * DETER, 3 * DETER_TILES)
-                o_gate = (i_step + i_row)[:, None] * (3 * DETER) + o_col[None, :]
-                for part in range(3):
-                    _finish_gate(
-                        p_grad_gates + o_gate + part * DETER, p_raw_gates + o_gate + part * DETER,
-                        p_gates + o_gate + part * DETER, m_tile, b_mean, b_rate, b_grad, b_along,
-                    )  # fmt: skip
-            tile += programs
+        _gates_phase(step, p_past, p_statistics, p_grads, p_sums, p_between, C)
         met += programs
         wait_for_all(p_arrived, met)
-
-        tile = i_program
-        while tile < HIDDEN_TILES + DETER_TILES:
-            if tile < HIDDEN_TILES:
-                o_col = tile * COLUMNS + o_column
-                m_col = o_col < HIDDEN
-                b_scale = tl.load(p_input_scale + o_col, mask=m_col, other=0.0).to(tl.float32)
-                b_shift = tl.load(p_input_shift + o_col, mask=m_col, other=0.0).to(tl.float32)
-                for i in range(0, ROWS, BLOCK):
-                    i_row = i + o_block
-                    m_row = i_row < ROWS
-                    m_tile = m_row[:, None] & m_col[None, :]
-                    b_grad = _product(
-                        p_grad_gates + i_step * (3 * DETER), 3 * DETER, i_row, p_gru_weight, WIDTH,
-                        o_col, m_col, ROWS, 3 * DETER, SLICES, SLICE, OPERAND, PRECISION,
-                    )  # fmt: skip
-                    o_tile = (i_step + i_row)[:, None] * HIDDEN + o_col[None, :]
-                    tl.store(p_grad_input + o_tile, b_grad.to(dtype), mask=m_tile)
-                    o_sums = (i_step + i_row) * (2 * HIDDEN_TILES)
-                    b_mean, b_rate = statistics(
-                        p_input_statistics + o_sums, m_row, eps, HIDDEN, 1, COLUMNS
-                    )
-                    b_x = tl.load(p_input_pre + o_tile, mask=m_tile, other=0.0).to(tl.float32)
-                    b_x = (b_x - b_mean[:, None]) * b_rate[:, None]
-                    b_grad = _before_norm(b_grad, b_x, b_scale[None, :], b_shift[None, :])
-                    _store_sums(p_input_sums + o_sums + tile, b_grad, b_x, m_row, HIDDEN_TILES)
-            else:
-                o_col = (tile - HIDDEN_TILES) * COLUMNS + o_column
-                m_col = o_col < DETER
-                for i in range(0, ROWS, BLOCK):
-                    i_row = i + o_block
-                    m_tile = (i_row < ROWS)[:, None] & m_col[None, :]
-                    b_grad = _product(
-                        p_grad_gates + i_step * (3 * DETER), 3 * DETER, i_row,
-                        p_gru_weight + HIDDEN, WIDTH, o_col, m_col, ROWS, 3 * DETER, SLICES, SLICE,
-                        OPERAND, PRECISION,
-                    )  # fmt: skip
-                    o_tile = (i_step + i_row)[:, None] * DETER + o_col[None, :]
-                    b_grad += tl.load(p_kept + o_tile, mask=m_tile, other=0.0).to(tl.float32)
-                    tl.store(p_grad_before + o_tile, b_grad.to(dtype), mask=m_tile)
-            tile += programs
+        _input_phase(
+            step, p_past, p_statistics, p_grads, p_sums, p_between, input_layer, gru_layer, C
+        )
         met += programs
         wait_for_all(p_arrived, met)
         t -= 1

@@ -1,17 +1,4 @@
-"""The recurrence of `rssm_observe` in one launch: programs own columns, and meet five times a step.
-
-A step is five phases. In each of them a program computes columns of its own for all rows, from
-what all programs wrote in the phase before; between two phases stands a barrier. Every element is
-written once, so that no program can read an old one.
-
-| phase | reads | writes |
-|---|---|---|
-| input | z | columns of the input layer, before its norm |
-| gates | the input layer, h | columns j of all three gates, and their part of the norm's sums |
-| state | those sums | columns j of the next h |
-| hidden | h | columns of the posterior's hidden layer, whose batch norm needs no other program |
-| latents | the hidden layer | the logits of a group of latents, and its draw |
-"""
+"""The recurrence of `rssm_observe` in one launch: see `rssm_observe_persistent` for its phases."""
 
 from __future__ import annotations
 
@@ -26,259 +13,311 @@ from torch import Tensor
 from mudreamer_fast.kernels import tiles
 from mudreamer_fast.kernels.barrier import wait_for_all
 from mudreamer_fast.kernels.categorical import drawn, probs
-from mudreamer_fast.kernels.device import INTERPRETED
 from mudreamer_fast.kernels.layernorm_gru import next_state
-from mudreamer_fast.ops.signatures import BatchNormState, Linear, NormLinear
+from mudreamer_fast.kernels.rssm_observe_persistent import (
+    BLOCK,
+    COLUMNS,
+    NARROW,
+    OPTIONS,
+    SLICES,
+    Constants,
+    Inputs,
+    Layer,
+    ObserveWeights,
+    Saved,
+    Step,
+    Sums,
+    classes,
+    columns,
+    constants,
+    dot,
+    inner,
+    load_rows,
+    load_weight,
+    product,
+    programs,
+    slice_of,
+)
+from mudreamer_fast.kernels.rssm_observe_persistent_norm import (
+    batch_norm_act,
+    norm_act,
+    normed_gates,
+    statistics,
+    store_sums,
+)
+from mudreamer_fast.ops.signatures import BatchNormState, Linear
 
-SLICES = 8
-"""Warps of a program, each with a slice of a product's inner axis."""
-NARROW = 512
-"""Widest layers of which a program holds 32 elements of a slice at a time; of wider ones, 16."""
 KEPT_DTYPES = (torch.bfloat16,)
 """Weights of which a program can hold all that it multiplies with, at size S."""
-SUMS = tl.constexpr(64)
-"""Tiles whose sums a program holds at a time."""
-BLOCK = 16
-"""Rows of a product: the least that tensor cores take."""
-OPERANDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
-COLUMNS = 8
-"""Columns of a product: the least that they take, so that most programs have work."""
-MAX_ROWS = 64
-"""More of a column, for batch norm, does not fit a program's registers."""
 
 
-class ObserveWeights(NamedTuple):
-    """The weights of the recurrence."""
+class Kept(NamedTuple):
+    """Columns of the weights that a program holds from step to step, or None."""
 
-    input: NormLinear
-    """Of the input layer."""
-    gru: NormLinear
-    """Of the cell."""
-    hidden: NormLinear
-    """Of the posterior's hidden layer, without the embedding's columns."""
-    out: Linear
-    """Of the posterior's output."""
-
-    def tensors(self) -> list[Tensor]:
-        """All eleven, in their order."""
-        return [tensor for layer in self for tensor in layer]
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> ObserveWeights:
-        """What `tensors` gave, with names again."""
-        return cls(
-            NormLinear(*tensors[:3]),
-            NormLinear(*tensors[3:6]),
-            NormLinear(*tensors[6:9]),
-            Linear(*tensors[9:]),
-        )
-
-
-class Inputs(NamedTuple):
-    """What the recurrence reads of each step."""
-
-    embed_part: Tensor
-    """(B, T, U), the embeddings' share of the posterior's hidden layer."""
-    action_part: Tensor
-    """(B, T, U), the actions' share of the input layer."""
-    is_first: Tensor
-    """(B, T) bool."""
-    uniforms: Tensor
-    """(B, T, G)."""
-
-
-class Sums(NamedTuple):
-    """Sums by tile, of which layer norm's statistics are made."""
-
-    input: Tensor
-    """(T, B, 2, tiles), of the input layer."""
-    gates: Tensor
-    """(T, B, 2, tiles)."""
-    hidden: Tensor
-    """(T, B, 2, tiles), of the posterior's hidden layer; without meaning but under layer norm."""
-
-
-class Saved(NamedTuple):
-    """What the forward pass computes, step by step, and the backward pass needs."""
-
-    buffer: Tensor
-    """(T, B, U + D + G*C + A or more), `[u | h | z | a]` before each step; a is given."""
-    input_pre: Tensor
-    """(T, B, U), the input layer before its norm."""
-    gates: Tensor
-    """(T, B, 3D), before their norm."""
-    deters: Tensor
-    """(T, B, D), h after each step."""
-    hidden_pre: Tensor
-    """(T, B, U), the posterior's hidden layer before its norm."""
-    acts: Tensor
-    """(T, B, U), and behind it."""
-    means: Tensor
-    """(T, U), batch norm's, over the rows of a step; (T, 0) under layer norm."""
-    variances: Tensor
-    """(T, U), biased."""
-    logits: Tensor
-    """(T, B, G*C), the posterior's."""
-    stochs: Tensor
-    """(T, B, G*C), z after each step."""
+    input: Any
+    gates_u: Any
+    """All three, of what they are multiplied with the input layer's output,"""
+    gates_h: Any
+    """and with h."""
+    hidden: Any
+    out: Any
 
 
 @triton.jit
-def inner(SLICES: tl.constexpr, SLICE: tl.constexpr):
-    """Positions along a product's inner axis (SLICES, SLICE), a slice for each warp."""
-    return tl.arange(0, SLICES)[:, None] * SLICE + tl.arange(0, SLICE)[None, :]
-
-
-@triton.jit
-def load_rows(p_x, s_x, i_row, o_k, ROWS: tl.constexpr, SIZE: tl.constexpr):
-    """Elements (SLICES, rows, SLICE) of x (ROWS, SIZE)."""
-    m_x = (i_row < ROWS)[None, :, None] & (o_k < SIZE)[:, None, :]
-    return tl.load(p_x + i_row[None, :, None] * s_x + o_k[:, None, :], mask=m_x, other=0.0)
-
-
-@triton.jit
-def load_weight(p_weight, s_weight, o_col, m_col, o_k, SIZE: tl.constexpr):
-    """Columns (SLICES, SLICE, columns) of the transpose of a weight (out, SIZE)."""
-    m_weight = m_col[None, None, :] & (o_k < SIZE)[:, :, None]
-    p_weight += o_col[None, None, :] * s_weight + o_k[:, :, None]
-    return tl.load(p_weight, mask=m_weight, other=0.0)
-
-
-@triton.jit
-def _weight(b_kept, p_weight, s_weight, o_col, m_col, o_k, SIZE: tl.constexpr, KEEP: tl.constexpr):
-    """What was kept of a weight, which is then all of it, or what `load_weight` gives."""
-    if KEEP:
-        return b_kept
-    else:
-        return load_weight(p_weight, s_weight, o_col, m_col, o_k, SIZE)
-
-
-@triton.jit
-def dot(b_x, b_weight, b_sum, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """Add a product to the sums (SLICES, rows, columns), each warp's of its slice."""
-    return tl.dot(b_x.to(OPERAND), b_weight.to(OPERAND), b_sum, input_precision=PRECISION)
-
-
-@triton.jit
-def product(
-    p_x,  # (ROWS, SIZE), row stride s_x
-    s_x,
-    i_row,
-    b_kept,  # the weight's columns, with KEEP
-    p_weight,  # (out, SIZE), row stride s_weight
-    s_weight,
-    o_col,
-    m_col,
-    ROWS: tl.constexpr,
-    SIZE: tl.constexpr,
-    SLICES: tl.constexpr,
-    SLICE: tl.constexpr,
-    KEEP: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Rows and columns (rows, columns) of `x weight^T`, as float32."""
-    b_sum = tl.zeros((SLICES, i_row.shape[0], o_col.shape[0]), tl.float32)
-    for i in range(0, SIZE, SLICES * SLICE):
-        o_k = i + inner(SLICES, SLICE)
-        b_x = load_rows(p_x, s_x, i_row, o_k, ROWS, SIZE)
-        b_weight = _weight(b_kept, p_weight, s_weight, o_col, m_col, o_k, SIZE, KEEP)
-        b_sum = dot(b_x, b_weight, b_sum, OPERAND, PRECISION)
-    return tl.sum(b_sum, axis=0)
-
-
-@triton.jit
-def store_sums(p_sums, b_x, m_tile, size, TILES: tl.constexpr):
-    """Leave a tile's share of a layer norm's statistics: the sum, the squares about the mean.
-
-    Args:
-        p_sums: (rows,) pointers to the tile's sums, of (rows, 2, TILES).
-        b_x: (rows, columns).
-        m_tile: (rows, columns), which of them are there.
-        size: columns that are.
-        TILES: of the layer.
-    """
-    b_sum = tl.sum(b_x, axis=1)
-    b_x = tl.where(m_tile, b_x - (b_sum / size)[:, None], 0.0)
-    m_row = tl.max(m_tile.to(tl.int32), axis=1) > 0
-    tl.store(p_sums, b_sum, mask=m_row)
-    tl.store(p_sums + TILES, tl.sum(b_x * b_x, axis=1), mask=m_row)
-
-
-@triton.jit
-def statistics(p_sums, m_row, eps, SIZE: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Mean and inverse deviation (rows,) of PARTS times SIZE columns, from the sums of the tiles.
-
-    Args:
-        p_sums: (rows,) pointers to (2, PARTS * TILES) of each row.
-        m_row: (rows,), which rows are there.
-        eps: added to the variance.
-        SIZE: columns of a part.
-        PARTS: parts of a row.
-        COLUMNS: of a tile; a part's last may be cut short.
-    """
-    TILES: tl.constexpr = (SIZE + COLUMNS - 1) // COLUMNS
-    ALL: tl.constexpr = PARTS * TILES
-    o_tile = tl.arange(0, SUMS)
-    b_mean = tl.zeros_like(m_row.to(tl.float32))
-    for k in range(0, ALL, SUMS):
-        m_sums = m_row[:, None] & (k + o_tile < ALL)[None, :]
-        b_sum = tl.load(p_sums[:, None] + (k + o_tile)[None, :], mask=m_sums, other=0.0)
-        b_mean += tl.sum(b_sum, axis=1) / (PARTS * SIZE)
-    b_variance = tl.zeros_like(b_mean)
-    for k in range(0, ALL, SUMS):
-        m_sums = m_row[:, None] & (k + o_tile < ALL)[None, :]
-        p_tiles = p_sums[:, None] + (k + o_tile)[None, :]
-        b_size = tl.minimum(SIZE - (k + o_tile) % TILES * COLUMNS, COLUMNS).to(tl.float32)
-        b_apart = tl.load(p_tiles, mask=m_sums, other=0.0) / b_size[None, :] - b_mean[:, None]
-        b_squares = tl.load(p_tiles + ALL, mask=m_sums, other=0.0)
-        b_squares += tl.where(m_sums, b_size[None, :] * b_apart * b_apart, 0.0)
-        b_variance += tl.sum(b_squares, axis=1) / (PARTS * SIZE)
-    return b_mean, 1.0 / tl.sqrt(b_variance + eps)
-
-
-@triton.jit
-def norm_act(b_x, b_mean, b_scale, p_scale, p_shift, o_k, SIZE: tl.constexpr):
-    """Layer norm and SiLU (SLICES, rows, SLICE), with the statistics (rows,) of whole rows."""
-    m_k = o_k < SIZE
-    b_x = (b_x.to(tl.float32) - b_mean[None, :, None]) * b_scale[None, :, None]
-    b_x *= tl.load(p_scale + o_k, mask=m_k, other=0.0).to(tl.float32)[:, None, :]
-    b_x += tl.load(p_shift + o_k, mask=m_k, other=0.0).to(tl.float32)[:, None, :]
-    return b_x * tl.sigmoid(b_x)
-
-
-@triton.jit
-def _reset(b_new, p_first, s_first, p_fresh, i_row, o_col, m_col, ROWS: tl.constexpr):
+def _reset(step, p_inputs, b_new, p_fresh, i_row, o_col, m_col, C: tl.constexpr):
     """What the next step starts from: `b_new`, or the learned start where an episode begins."""
-    b_first = tl.load(p_first + i_row * s_first, mask=i_row < ROWS, other=0).to(tl.int1)
+    p_first = p_inputs.is_first + step.t + 1 + i_row * step.STEPS
+    b_first = tl.load(p_first, mask=i_row < C.ROWS, other=0).to(tl.int1)
     b_fresh = tl.load(p_fresh + o_col, mask=m_col, other=0.0).to(tl.float32)
     return tl.where(b_first[:, None], b_fresh[None, :], b_new)
 
 
 @triton.jit
-def _gates(
-    b_x, b_r, b_c, b_u, b_kept_r, b_kept_c, b_kept_u, p_weight, o_col, m_col, o_k,
-    SIZE: tl.constexpr, WIDTH: tl.constexpr, DETER: tl.constexpr, KEEP: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+def _add_gates(
+    b_gates, b_x, p_weight, o_col, m_col, b_kept, o_k, SIZE: tl.constexpr, C: tl.constexpr
+):
     """Add a stretch of the inner axis to the sums of all three gates."""
-    b_weight = _weight(b_kept_r, p_weight, WIDTH, o_col, m_col, o_k, SIZE, KEEP)
-    b_r = dot(b_x, b_weight, b_r, OPERAND, PRECISION)
-    p_weight += DETER * WIDTH
-    b_weight = _weight(b_kept_c, p_weight, WIDTH, o_col, m_col, o_k, SIZE, KEEP)
-    b_c = dot(b_x, b_weight, b_c, OPERAND, PRECISION)
-    p_weight += DETER * WIDTH
-    b_weight = _weight(b_kept_u, p_weight, WIDTH, o_col, m_col, o_k, SIZE, KEEP)
-    return b_r, b_c, dot(b_x, b_weight, b_u, OPERAND, PRECISION)
+    WIDTH: tl.constexpr = C.HIDDEN + C.DETER
+    b_sums: tl.tuple = ()
+    for part in tl.static_range(3):
+        b_weight = b_kept[part]
+        if b_weight is None:
+            b_weight = load_weight(p_weight, WIDTH, o_col, m_col, o_k, SIZE, True)
+        b_sums += (dot(b_x, b_weight, b_gates[part], C),)
+        p_weight += C.DETER * WIDTH
+    return b_sums
 
 
 @triton.jit
-def _normed_gate(p_gate, m_tile, b_mean, b_scale, p_scale, p_shift, o_col, m_col):
-    """Columns of one gate behind the norm (rows, columns)."""
-    b_x = tl.load(p_gate, mask=m_tile, other=0.0).to(tl.float32)
-    b_x = (b_x - b_mean[:, None]) * b_scale[:, None]
-    b_x *= tl.load(p_scale + o_col, mask=m_col, other=0.0).to(tl.float32)[None, :]
-    return b_x + tl.load(p_shift + o_col, mask=m_col, other=0.0).to(tl.float32)[None, :]
+def _keep(input_layer, gru_layer, hidden_layer, p_out, C: tl.constexpr):
+    """Load all that a program multiplies with: it has no more than one tile of each layer."""
+    WIDTH: tl.constexpr = C.HIDDEN + C.DETER
+    i_program = tl.program_id(0)
+    o_col, m_col = columns(i_program, C.HIDDEN, C.COLUMNS)
+    o_z = inner(C.SLICES, C.Z_SLICE)
+    o_u = inner(C.SLICES, C.U_SLICE)
+    o_d = inner(C.SLICES, C.D_SLICE)
+    p_weight, s_weight = input_layer.p_weight, input_layer.s_weight
+    b_input = load_weight(p_weight, s_weight, o_col, m_col, o_z, C.LATENTS, True)
+    p_weight, s_weight = hidden_layer.p_weight, hidden_layer.s_weight
+    b_hidden = load_weight(p_weight, s_weight, o_col, m_col, o_d, C.DETER, True)
+    m_col = o_col < C.DETER
+    p_gate = gru_layer.p_weight
+    b_gates_u: tl.tuple = ()
+    b_gates_h: tl.tuple = ()
+    for _ in tl.static_range(3):
+        b_gates_u += (load_weight(p_gate, WIDTH, o_col, m_col, o_u, C.HIDDEN, True),)
+        b_gates_h += (load_weight(p_gate + C.HIDDEN, WIDTH, o_col, m_col, o_d, C.DETER, True),)
+        p_gate += C.DETER * WIDTH
+    o_class = tl.arange(0, C.CLASS)
+    m_col = o_class < tl.where(i_program < C.GROUPS, C.CLASSES, 0)
+    o_col = i_program * C.CLASSES + o_class
+    b_out = load_weight(p_out.weight, C.HIDDEN, o_col, m_col, o_u, C.HIDDEN, True)
+    return Kept(b_input, b_gates_u, b_gates_h, b_hidden, b_out)
+
+
+@triton.jit
+def _input_phase(step, p_inputs, p_saved, p_sums, layer, b_kept, C: tl.constexpr):
+    """The input layer before its norm.
+
+    Reads this step's z (ROWS, LATENTS) in the buffer, and action_part (ROWS, HIDDEN).
+    Writes input_pre (ROWS, HIDDEN), and its sums (ROWS, 2, tiles).
+    """
+    p_z = p_saved.buffer + step.start * step.s_buffer + C.HIDDEN + C.DETER
+    tile = tl.program_id(0)
+    while tile < C.HIDDEN_TILES:
+        o_col, m_col = columns(tile, C.HIDDEN, C.COLUMNS)
+        for i in range(0, C.ROWS, C.BLOCK):
+            i_row = i + tl.arange(0, C.BLOCK)
+            m_tile = (i_row < C.ROWS)[:, None] & m_col[None, :]
+            b_x = product(
+                p_z, step.s_buffer, i_row, layer.p_weight, layer.s_weight, o_col, m_col,
+                b_kept.input, C.LATENTS, C.Z_SLICE, True, C,
+            )  # fmt: skip
+            o_part = (i_row * step.STEPS + step.t)[:, None] * C.HIDDEN + o_col[None, :]
+            b_x += tl.load(p_inputs.action_part + o_part, mask=m_tile, other=0.0).to(tl.float32)
+            p_tile = p_saved.input_pre + (step.start + i_row)[:, None] * C.HIDDEN + o_col[None, :]
+            tl.store(p_tile, b_x.to(p_tile.dtype.element_ty), mask=m_tile)
+            p_tiles = p_sums.input + (step.start + i_row) * (2 * C.HIDDEN_TILES)
+            store_sums(p_tiles + tile, b_x, m_tile, m_col, C.HIDDEN_TILES)
+        tile += tl.num_programs(0)
+
+
+@triton.jit
+def _gates_phase(step, p_saved, p_sums, input_layer, gru_layer, b_kept, C: tl.constexpr):
+    """All three gates before their norm.
+
+    Reads input_pre (ROWS, HIDDEN) and its sums, and this step's h (ROWS, DETER) in the buffer.
+    Writes gates (ROWS, 3 * DETER), and their sums (ROWS, 2, 3 * tiles).
+    """
+    dtype: tl.constexpr = p_saved.gates.dtype.element_ty
+    p_u = p_saved.input_pre + step.start * C.HIDDEN
+    p_h = p_saved.buffer + step.start * step.s_buffer + C.HIDDEN
+    tile = tl.program_id(0)
+    while tile < C.DETER_TILES:
+        o_col, m_col = columns(tile, C.DETER, C.COLUMNS)
+        for i in range(0, C.ROWS, C.BLOCK):
+            i_row = i + tl.arange(0, C.BLOCK)
+            m_row = i_row < C.ROWS
+            m_tile = m_row[:, None] & m_col[None, :]
+            p_tiles = p_sums.input + (step.start + i_row) * (2 * C.HIDDEN_TILES)
+            b_mean, b_scale = statistics(p_tiles, m_row, step.eps, C.HIDDEN, 1, C.COLUMNS)
+            b_zero = tl.zeros((C.SLICES, C.BLOCK, C.COLUMNS), tl.float32)
+            b_gates = (b_zero, b_zero, b_zero)
+            for k in range(0, C.HIDDEN, C.SLICES * C.U_SLICE):
+                o_k = k + inner(C.SLICES, C.U_SLICE)
+                b_x = load_rows(p_u, C.HIDDEN, i_row, o_k, C.ROWS, C.HIDDEN)
+                b_x = norm_act(b_x, b_mean, b_scale, input_layer, o_k, C.HIDDEN).to(dtype)
+                b_gates = _add_gates(
+                    b_gates, b_x, gru_layer.p_weight, o_col, m_col, b_kept.gates_u, o_k, C.HIDDEN, C
+                )
+            for k in range(0, C.DETER, C.SLICES * C.D_SLICE):
+                o_k = k + inner(C.SLICES, C.D_SLICE)
+                b_x = load_rows(p_h, step.s_buffer, i_row, o_k, C.ROWS, C.DETER)
+                b_gates = _add_gates(
+                    b_gates, b_x, gru_layer.p_weight + C.HIDDEN, o_col, m_col, b_kept.gates_h, o_k,
+                    C.DETER, C,
+                )  # fmt: skip
+            b_r, b_c, b_u = b_gates
+            b_gates = (tl.sum(b_r, axis=0), tl.sum(b_c, axis=0), tl.sum(b_u, axis=0))
+            p_tile = p_saved.gates + (step.start + i_row)[:, None] * (3 * C.DETER) + o_col[None, :]
+            for part in tl.static_range(3):
+                tl.store(p_tile + part * C.DETER, b_gates[part].to(dtype), mask=m_tile)
+            p_tiles = p_sums.gates + (step.start + i_row) * (6 * C.DETER_TILES) + tile
+            for part in tl.static_range(3):
+                p_part = p_tiles + part * C.DETER_TILES
+                store_sums(p_part, b_gates[part], m_tile, m_col, 3 * C.DETER_TILES)
+        tile += tl.num_programs(0)
+
+
+@triton.jit
+def _state_phase(step, p_inputs, p_saved, p_sums, layer, p_fresh_deter, C: tl.constexpr):
+    """The next h.
+
+    Reads gates (ROWS, 3 * DETER) and their sums, this step's h in the buffer, and is_first.
+    Writes deters (ROWS, DETER), and the next step's h in the buffer.
+    """
+    p_h = p_saved.buffer + step.start * step.s_buffer
+    p_next = p_h + C.ROWS * step.s_buffer
+    tile = tl.program_id(0)
+    while tile < C.DETER_TILES:
+        o_col, m_col = columns(tile, C.DETER, C.COLUMNS)
+        for i in range(0, C.ROWS, C.BLOCK):
+            i_row = i + tl.arange(0, C.BLOCK)
+            m_row = i_row < C.ROWS
+            m_tile = m_row[:, None] & m_col[None, :]
+            p_tiles = p_sums.gates + (step.start + i_row) * (6 * C.DETER_TILES)
+            b_mean, b_scale = statistics(p_tiles, m_row, step.eps, C.DETER, 3, C.COLUMNS)
+            p_tile = p_saved.gates + (step.start + i_row)[:, None] * (3 * C.DETER) + o_col[None, :]
+            b_r, b_c, b_u = normed_gates(p_tile, layer, o_col, m_col, m_tile, b_mean, b_scale, C)
+            p_state = p_h + C.HIDDEN + i_row[:, None] * step.s_buffer + o_col[None, :]
+            b_h = tl.load(p_state, mask=m_tile, other=0.0).to(tl.float32)
+            b_h = next_state(b_r, b_c, b_u, b_h)
+            p_tile = p_saved.deters + (step.start + i_row)[:, None] * C.DETER + o_col[None, :]
+            tl.store(p_tile, b_h.to(p_tile.dtype.element_ty), mask=m_tile)
+            if step.t + 1 < step.STEPS:
+                b_h = _reset(step, p_inputs, b_h, p_fresh_deter, i_row, o_col, m_col, C)
+                p_tile = p_next + C.HIDDEN + i_row[:, None] * step.s_buffer + o_col[None, :]
+                tl.store(p_tile, b_h.to(p_tile.dtype.element_ty), mask=m_tile)
+        tile += tl.num_programs(0)
+
+
+@triton.jit
+def _hidden_phase(step, p_inputs, p_saved, p_sums, layer, p_running, b_kept, C: tl.constexpr):
+    """The posterior's hidden layer before its norm and, but under layer norm, behind it.
+
+    Reads deters (ROWS, DETER), and embed_part (ROWS, HIDDEN).
+    Writes hidden_pre (ROWS, HIDDEN). Under layer norm its sums (ROWS, 2, tiles); else acts
+    (ROWS, HIDDEN), and means and variances (HIDDEN,).
+    """
+    tile = tl.program_id(0)
+    while tile < C.HIDDEN_TILES:
+        o_col, m_col = columns(tile, C.HIDDEN, C.COLUMNS)
+        for i in range(0, C.ROWS, C.BLOCK):
+            i_row = i + tl.arange(0, C.BLOCK)
+            m_tile = (i_row < C.ROWS)[:, None] & m_col[None, :]
+            b_x = product(
+                p_saved.deters + step.start * C.DETER, C.DETER, i_row, layer.p_weight,
+                layer.s_weight, o_col, m_col, b_kept.hidden, C.DETER, C.D_SLICE, True, C,
+            )  # fmt: skip
+            o_part = (i_row * step.STEPS + step.t)[:, None] * C.HIDDEN + o_col[None, :]
+            b_x += tl.load(p_inputs.embed_part + o_part, mask=m_tile, other=0.0).to(tl.float32)
+            p_tile = p_saved.hidden_pre + (step.start + i_row)[:, None] * C.HIDDEN + o_col[None, :]
+            tl.store(p_tile, b_x.to(p_tile.dtype.element_ty), mask=m_tile)
+            if C.NORM == "layer":
+                p_tiles = p_sums.hidden + (step.start + i_row) * (2 * C.HIDDEN_TILES)
+                store_sums(p_tiles + tile, b_x, m_tile, m_col, C.HIDDEN_TILES)
+        if C.NORM != "layer":
+            # The rows of other warps, or of a block before, are in memory by now.
+            tl.debug_barrier()
+            batch_norm_act(step, p_saved, layer, p_running, o_col, m_col, C)
+        tile += tl.num_programs(0)
+
+
+@triton.jit
+def _logits(step, p_saved, p_sums, layer, p_weight, i_row, o_col, m_col, b_kept, C: tl.constexpr):
+    """The product of the hidden layer's output with the last weights (rows, columns)."""
+    if C.NORM == "layer":
+        p_tiles = p_sums.hidden + (step.start + i_row) * (2 * C.HIDDEN_TILES)
+        b_mean, b_scale = statistics(p_tiles, i_row < C.ROWS, step.eps, C.HIDDEN, 1, C.COLUMNS)
+    b_sum = tl.zeros((C.SLICES, i_row.shape[0], o_col.shape[0]), tl.float32)
+    for k in range(0, C.HIDDEN, C.SLICES * C.U_SLICE):
+        o_k = k + inner(C.SLICES, C.U_SLICE)
+        b_weight = b_kept
+        if b_kept is None:
+            b_weight = load_weight(p_weight, C.HIDDEN, o_col, m_col, o_k, C.HIDDEN, True)
+        if C.NORM == "layer":
+            p_x = p_saved.hidden_pre + step.start * C.HIDDEN
+            b_x = load_rows(p_x, C.HIDDEN, i_row, o_k, C.ROWS, C.HIDDEN)
+            b_x = norm_act(b_x, b_mean, b_scale, layer, o_k, C.HIDDEN).to(p_x.dtype.element_ty)
+        else:
+            p_x = p_saved.acts + step.start * C.HIDDEN
+            b_x = load_rows(p_x, C.HIDDEN, i_row, o_k, C.ROWS, C.HIDDEN)
+        b_sum = dot(b_x, b_weight, b_sum, C)
+    return tl.sum(b_sum, axis=0)
+
+
+@triton.jit
+def _latents_phase(
+    step, p_inputs, p_saved, p_sums, layer, p_out, p_fresh_stoch, b_kept, C: tl.constexpr
+):
+    """The posterior's logits, and the next z, drawn from them.
+
+    Reads acts (ROWS, HIDDEN), or under layer norm hidden_pre and its sums; uniforms (ROWS, GROUPS)
+    and is_first.
+    Writes logits and stochs (ROWS, LATENTS), and the next step's z in the buffer.
+    """
+    dtype: tl.constexpr = p_saved.logits.dtype.element_ty
+    p_next = p_saved.buffer + step.start * step.s_buffer + C.ROWS * step.s_buffer
+    group = tl.program_id(0)
+    while group < C.GROUPS:
+        o_class, o_col, m_col = classes(group, C.CLASSES, C.CLASS)
+        b_bias = tl.load(p_out.bias + o_col, mask=m_col, other=0.0).to(tl.float32)
+        for i in range(0, C.ROWS, C.BLOCK):
+            i_row = i + tl.arange(0, C.BLOCK)
+            m_row = i_row < C.ROWS
+            m_tile = m_row[:, None] & m_col[None, :]
+            b_logits = _logits(
+                step, p_saved, p_sums, layer, p_out.weight, i_row, o_col, m_col, b_kept.out, C
+            )
+            # Rounded as they are stored: what is drawn from is what has the gradient.
+            b_logits = (b_logits + b_bias[None, :]).to(dtype)
+            o_tile = (step.start + i_row)[:, None] * C.LATENTS + o_col[None, :]
+            tl.store(p_saved.logits + o_tile, b_logits, mask=m_tile)
+            b_logits = tl.where(m_col[None, :], b_logits.to(tl.float32), float("-inf"))
+            _, b_probs, _ = probs(b_logits, o_class, C.CLASSES, C.UNIMIX)
+            p_uniform = p_inputs.uniforms + (i_row * step.STEPS + step.t) * C.GROUPS + group
+            b_uniform = tl.load(p_uniform, mask=m_row, other=0.0).to(tl.float32)
+            b_index = drawn(b_probs, b_uniform, o_class, C.CLASSES)
+            b_z = (o_class[None, :] == b_index[:, None]).to(tl.float32)
+            tl.store(p_saved.stochs + o_tile, b_z.to(dtype), mask=m_tile)
+            if step.t + 1 < step.STEPS:
+                b_z = _reset(step, p_inputs, b_z, p_fresh_stoch, i_row, o_col, m_col, C)
+                p_tile = (
+                    p_next + C.HIDDEN + C.DETER + i_row[:, None] * step.s_buffer + o_col[None, :]
+                )
+                tl.store(p_tile, b_z.to(dtype), mask=m_tile)
+        group += tl.num_programs(0)
 
 
 @triton.jit
@@ -340,287 +379,48 @@ def rssm_observe_persistent_fwd_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    i_program = tl.program_id(0)
     programs = tl.num_programs(0)
-    LATENTS: tl.constexpr = GROUPS * CLASSES
-    HIDDEN_TILES: tl.constexpr = (HIDDEN + COLUMNS - 1) // COLUMNS
-    DETER_TILES: tl.constexpr = (DETER + COLUMNS - 1) // COLUMNS
-    o_block = tl.arange(0, BLOCK)
-    o_column = tl.arange(0, COLUMNS)
-    dtype: tl.constexpr = p_deters.dtype.element_ty
-    b_kept_z, b_kept_h, b_kept_o = 0, 0, 0
-    b_kept_ru, b_kept_cu, b_kept_uu, b_kept_rh, b_kept_ch, b_kept_uh = 0, 0, 0, 0, 0, 0
+    C: tl.constexpr = Constants(
+        ROWS, HIDDEN, DETER, GROUPS, CLASSES, GROUPS * CLASSES,
+        (HIDDEN + COLUMNS - 1) // COLUMNS, (DETER + COLUMNS - 1) // COLUMNS, UNIMIX, NORM, BLOCK,
+        ALL, COLUMNS, CLASS, SLICES, Z_SLICE, U_SLICE, D_SLICE, OPERAND, PRECISION,
+    )  # fmt: skip
+    p_inputs = Inputs(p_embed_part, p_action_part, p_first, p_uniforms)
+    p_saved = Saved(
+        p_buffer, p_input_pre, p_gates, p_deters, p_hidden_pre, p_acts, p_means, p_variances,
+        p_logits, p_stochs,
+    )  # fmt: skip
+    p_sums = Sums(p_input_sums, p_gate_sums, p_hidden_sums)
+    p_running = (p_running_mean, p_running_var)
+    input_layer = Layer(p_input_weight, s_input_weight, p_input_scale, p_input_shift)
+    gru_layer = Layer(p_gru_weight, HIDDEN + DETER, p_gru_scale, p_gru_shift)
+    hidden_layer = Layer(p_hidden_weight, s_hidden_weight, p_hidden_scale, p_hidden_shift)
+    p_out = Linear(p_out_weight, p_out_bias)
+    b_kept = Kept(None, (None, None, None), (None, None, None), None, None)
     if KEEP:
-        o_kept = i_program * COLUMNS + o_column
-        m_kept = o_kept < HIDDEN
-        o_z, o_u, o_d = inner(SLICES, Z_SLICE), inner(SLICES, U_SLICE), inner(SLICES, D_SLICE)
-        b_kept_z = load_weight(p_input_weight, s_input_weight, o_kept, m_kept, o_z, LATENTS)
-        b_kept_h = load_weight(p_hidden_weight, s_hidden_weight, o_kept, m_kept, o_d, DETER)
-        m_kept = o_kept < DETER
-        WIDTH: tl.constexpr = HIDDEN + DETER
-        b_kept_ru = load_weight(p_gru_weight, WIDTH, o_kept, m_kept, o_u, HIDDEN)
-        b_kept_rh = load_weight(p_gru_weight + HIDDEN, WIDTH, o_kept, m_kept, o_d, DETER)
-        p_gate = p_gru_weight + DETER * WIDTH
-        b_kept_cu = load_weight(p_gate, WIDTH, o_kept, m_kept, o_u, HIDDEN)
-        b_kept_ch = load_weight(p_gate + HIDDEN, WIDTH, o_kept, m_kept, o_d, DETER)
-        p_gate += DETER * WIDTH
-        b_kept_uu = load_weight(p_gate, WIDTH, o_kept, m_kept, o_u, HIDDEN)
-        b_kept_uh = load_weight(p_gate + HIDDEN, WIDTH, o_kept, m_kept, o_d, DETER)
-        o_class = tl.arange(0, CLASS)
-        m_class = o_class < tl.where(i_program < GROUPS, CLASSES, 0)
-        o_class += i_program * CLASSES
-        b_kept_o = load_weight(p_out_weight, HIDDEN, o_class, m_class, o_u, HIDDEN)
+        b_kept = _keep(input_layer, gru_layer, hidden_layer, p_out, C)
     met = 0
     t = 0
     while t < STEPS:
-        i_step = tl.full((), t, tl.int64) * ROWS
-        p_row = p_buffer + i_step * s_buffer
-        p_next = p_row + ROWS * s_buffer
-
-        tile = i_program
-        while tile < HIDDEN_TILES:
-            o_col = tile * COLUMNS + o_column
-            m_col = o_col < HIDDEN
-            for i in range(0, ROWS, BLOCK):
-                i_row = i + o_block
-                m_tile = (i_row < ROWS)[:, None] & m_col[None, :]
-                b_x = product(
-                    p_row + HIDDEN + DETER, s_buffer, i_row, b_kept_z, p_input_weight,
-                    s_input_weight, o_col, m_col, ROWS, LATENTS, SLICES, Z_SLICE, KEEP, OPERAND,
-                    PRECISION,
-                )  # fmt: skip
-                o_part = (i_row * STEPS + t)[:, None] * HIDDEN + o_col[None, :]
-                b_x += tl.load(p_action_part + o_part, mask=m_tile, other=0.0).to(tl.float32)
-                p_tile = p_input_pre + (i_step + i_row)[:, None] * HIDDEN + o_col[None, :]
-                tl.store(p_tile, b_x.to(dtype), mask=m_tile)
-                p_sums = p_input_sums + (i_step + i_row) * (2 * HIDDEN_TILES) + tile
-                store_sums(p_sums, b_x, m_tile, tl.sum(m_col.to(tl.float32)), HIDDEN_TILES)
-            tile += programs
+        step = Step(t, tl.full((), t, tl.int64) * ROWS, STEPS, s_buffer, eps)
+        _input_phase(step, p_inputs, p_saved, p_sums, input_layer, b_kept, C)
         met += programs
         wait_for_all(p_arrived, met)
-
-        tile = i_program
-        while tile < DETER_TILES:
-            o_col = tile * COLUMNS + o_column
-            m_col = o_col < DETER
-            for i in range(0, ROWS, BLOCK):
-                i_row = i + o_block
-                m_tile = (i_row < ROWS)[:, None] & m_col[None, :]
-                b_mean, b_scale = statistics(
-                    p_input_sums + (i_step + i_row) * (2 * HIDDEN_TILES), i_row < ROWS, eps, HIDDEN,
-                    1, COLUMNS,
-                )  # fmt: skip
-                b_r = tl.zeros((SLICES, BLOCK, COLUMNS), tl.float32)
-                b_c, b_u = b_r, b_r
-                for k in range(0, HIDDEN, SLICES * U_SLICE):
-                    o_k = k + inner(SLICES, U_SLICE)
-                    p_x = p_input_pre + i_step * HIDDEN
-                    b_x = load_rows(p_x, HIDDEN, i_row, o_k, ROWS, HIDDEN)
-                    b_x = norm_act(b_x, b_mean, b_scale, p_input_scale, p_input_shift, o_k, HIDDEN)
-                    b_r, b_c, b_u = _gates(
-                        b_x.to(dtype), b_r, b_c, b_u, b_kept_ru, b_kept_cu, b_kept_uu,
-                        p_gru_weight, o_col, m_col, o_k, HIDDEN, HIDDEN + DETER, DETER, KEEP,
-                        OPERAND, PRECISION,
-                    )  # fmt: skip
-                for k in range(0, DETER, SLICES * D_SLICE):
-                    o_k = k + inner(SLICES, D_SLICE)
-                    b_x = load_rows(p_row + HIDDEN, s_buffer, i_row, o_k, ROWS, DETER)
-                    b_r, b_c, b_u = _gates(
-                        b_x, b_r, b_c, b_u, b_kept_rh, b_kept_ch, b_kept_uh,
-                        p_gru_weight + HIDDEN, o_col, m_col, o_k, DETER, HIDDEN + DETER, DETER,
-                        KEEP, OPERAND, PRECISION,
-                    )  # fmt: skip
-                b_r, b_c, b_u = tl.sum(b_r, axis=0), tl.sum(b_c, axis=0), tl.sum(b_u, axis=0)
-                p_tile = p_gates + (i_step + i_row)[:, None] * (3 * DETER) + o_col[None, :]
-                tl.store(p_tile, b_r.to(dtype), mask=m_tile)
-                tl.store(p_tile + DETER, b_c.to(dtype), mask=m_tile)
-                tl.store(p_tile + 2 * DETER, b_u.to(dtype), mask=m_tile)
-                p_sums = p_gate_sums + (i_step + i_row) * (6 * DETER_TILES) + tile
-                store_sums(p_sums, b_r, m_tile, tl.sum(m_col.to(tl.float32)), 3 * DETER_TILES)
-                store_sums(
-                    p_sums + DETER_TILES, b_c, m_tile, tl.sum(m_col.to(tl.float32)), 3 * DETER_TILES
-                )
-                store_sums(
-                    p_sums + 2 * DETER_TILES,
-                    b_u,
-                    m_tile,
-                    tl.sum(m_col.to(tl.float32)),
-                    3 * DETER_TILES,
-                )
-            tile += programs
+        _gates_phase(step, p_saved, p_sums, input_layer, gru_layer, b_kept, C)
         met += programs
         wait_for_all(p_arrived, met)
-
-        tile = i_program
-        while tile < DETER_TILES:
-            o_col = tile * COLUMNS + o_column
-            m_col = o_col < DETER
-            for i in range(0, ROWS, BLOCK):
-                i_row = i + o_block
-                m_row = i_row < ROWS
-                m_tile = m_row[:, None] & m_col[None, :]
-                b_mean, b_scale = statistics(
-                    p_gate_sums + (i_step + i_row) * (6 * DETER_TILES),
-                    m_row,
-                    eps,
-                    DETER,
-                    3,
-                    COLUMNS,
-                )
-                p_tile = p_gates + (i_step + i_row)[:, None] * (3 * DETER) + o_col[None, :]
-                b_r = _normed_gate(
-                    p_tile, m_tile, b_mean, b_scale, p_gru_scale, p_gru_shift, o_col, m_col
-                )
-                b_c = _normed_gate(
-                    p_tile + DETER, m_tile, b_mean, b_scale, p_gru_scale + DETER,
-                    p_gru_shift + DETER, o_col, m_col,
-                )  # fmt: skip
-                b_u = _normed_gate(
-                    p_tile + 2 * DETER, m_tile, b_mean, b_scale, p_gru_scale + 2 * DETER,
-                    p_gru_shift + 2 * DETER, o_col, m_col,
-                )  # fmt: skip
-                p_state = p_row + HIDDEN + i_row[:, None] * s_buffer + o_col[None, :]
-                b_h = tl.load(p_state, mask=m_tile, other=0.0).to(tl.float32)
-                b_h = next_state(b_r, b_c, b_u, b_h)
-                p_tile = p_deters + (i_step + i_row)[:, None] * DETER + o_col[None, :]
-                tl.store(p_tile, b_h.to(dtype), mask=m_tile)
-                if t + 1 < STEPS:
-                    b_h = _reset(
-                        b_h, p_first + t + 1, STEPS, p_first_deter, i_row, o_col, m_col, ROWS
-                    )
-                    p_tile = p_next + HIDDEN + i_row[:, None] * s_buffer + o_col[None, :]
-                    tl.store(p_tile, b_h.to(dtype), mask=m_tile)
-            tile += programs
+        _state_phase(step, p_inputs, p_saved, p_sums, gru_layer, p_first_deter, C)
         met += programs
         wait_for_all(p_arrived, met)
-
-        tile = i_program
-        while tile < HIDDEN_TILES:
-            o_col = tile * COLUMNS + o_column
-            m_col = o_col < HIDDEN
-            for i in range(0, ROWS, BLOCK):
-                i_row = i + o_block
-                m_tile = (i_row < ROWS)[:, None] & m_col[None, :]
-                b_x = product(
-                    p_deters + i_step * DETER, DETER, i_row, b_kept_h, p_hidden_weight,
-                    s_hidden_weight, o_col, m_col, ROWS, DETER, SLICES, D_SLICE, KEEP, OPERAND,
-                    PRECISION,
-                )  # fmt: skip
-                o_part = (i_row * STEPS + t)[:, None] * HIDDEN + o_col[None, :]
-                b_x += tl.load(p_embed_part + o_part, mask=m_tile, other=0.0).to(tl.float32)
-                p_tile = p_hidden_pre + (i_step + i_row)[:, None] * HIDDEN + o_col[None, :]
-                tl.store(p_tile, b_x.to(dtype), mask=m_tile)
-                if NORM == "layer":
-                    p_sums = p_hidden_sums + (i_step + i_row) * (2 * HIDDEN_TILES) + tile
-                    store_sums(p_sums, b_x, m_tile, tl.sum(m_col.to(tl.float32)), HIDDEN_TILES)
-            if NORM != "layer":
-                # The rows of other warps, or of a block before, are in memory by now.
-                tl.debug_barrier()
-                i_row = tl.arange(0, ALL)
-                m_tile = (i_row < ROWS)[:, None] & m_col[None, :]
-                o_tile = (i_step + i_row)[:, None] * HIDDEN + o_col[None, :]
-                b_x = tl.load(p_hidden_pre + o_tile, mask=m_tile, other=0.0).to(tl.float32)
-                b_mean = tl.sum(b_x, axis=0) / ROWS
-                b_apart = tl.where(m_tile, b_x - b_mean[None, :], 0.0)
-                b_var = tl.sum(b_apart * b_apart, axis=0) / ROWS
-                o_step = tl.full((), t, tl.int64) * HIDDEN + o_col
-                tl.store(p_means + o_step, b_mean.to(dtype), mask=m_col)
-                tl.store(p_variances + o_step, b_var.to(dtype), mask=m_col)
-                if NORM == "running":
-                    b_running = tl.load(p_running_mean + o_col, mask=m_col, other=0.0)
-                    # From x itself, so that no other row's share is added and taken away again.
-                    b_apart = b_x - b_running.to(tl.float32)[None, :]
-                    b_var = tl.load(p_running_var + o_col, mask=m_col, other=1.0).to(tl.float32)
-                b_scale = tl.load(p_hidden_scale + o_col, mask=m_col, other=0.0).to(tl.float32)
-                b_shift = tl.load(p_hidden_shift + o_col, mask=m_col, other=0.0).to(tl.float32)
-                b_x = b_apart * (b_scale / tl.sqrt(b_var + eps))[None, :] + b_shift[None, :]
-                tl.store(p_acts + o_tile, (b_x * tl.sigmoid(b_x)).to(dtype), mask=m_tile)
-            tile += programs
+        _hidden_phase(step, p_inputs, p_saved, p_sums, hidden_layer, p_running, b_kept, C)
         met += programs
         wait_for_all(p_arrived, met)
-
-        tile = i_program
-        while tile < GROUPS:
-            o_class = tl.arange(0, CLASS)
-            o_col = tile * CLASSES + o_class
-            m_col = o_class < CLASSES
-            b_bias = tl.load(p_out_bias + o_col, mask=m_col, other=0.0).to(tl.float32)
-            for i in range(0, ROWS, BLOCK):
-                i_row = i + o_block
-                m_row = i_row < ROWS
-                m_tile = m_row[:, None] & m_col[None, :]
-                if NORM == "layer":
-                    b_mean, b_scale = statistics(
-                        p_hidden_sums + (i_step + i_row) * (2 * HIDDEN_TILES), m_row, eps, HIDDEN,
-                        1, COLUMNS,
-                    )  # fmt: skip
-                b_logits = tl.zeros((SLICES, BLOCK, CLASS), tl.float32)
-                for k in range(0, HIDDEN, SLICES * U_SLICE):
-                    o_k = k + inner(SLICES, U_SLICE)
-                    b_weight = _weight(
-                        b_kept_o, p_out_weight, HIDDEN, o_col, m_col, o_k, HIDDEN, KEEP
-                    )
-                    if NORM == "layer":
-                        p_x = p_hidden_pre + i_step * HIDDEN
-                        b_x = load_rows(p_x, HIDDEN, i_row, o_k, ROWS, HIDDEN)
-                        b_x = norm_act(
-                            b_x, b_mean, b_scale, p_hidden_scale, p_hidden_shift, o_k, HIDDEN
-                        ).to(dtype)
-                    else:
-                        p_x = p_acts + i_step * HIDDEN
-                        b_x = load_rows(p_x, HIDDEN, i_row, o_k, ROWS, HIDDEN)
-                    b_logits = dot(b_x, b_weight, b_logits, OPERAND, PRECISION)
-                b_logits = tl.sum(b_logits, axis=0)
-                # Rounded as they are stored: what is drawn from is what has the gradient.
-                b_logits = (b_logits + b_bias[None, :]).to(dtype)
-                o_tile = (i_step + i_row)[:, None] * LATENTS + o_col[None, :]
-                tl.store(p_logits + o_tile, b_logits, mask=m_tile)
-                b_logits = tl.where(m_col[None, :], b_logits.to(tl.float32), float("-inf"))
-                _, b_probs, _ = probs(b_logits, o_class, CLASSES, UNIMIX)
-                p_uniform = p_uniforms + (i_row * STEPS + t) * GROUPS + tile
-                b_uniform = tl.load(p_uniform, mask=m_row, other=0.0).to(tl.float32)
-                b_index = drawn(b_probs, b_uniform, o_class, CLASSES)
-                b_z = (o_class[None, :] == b_index[:, None]).to(tl.float32)
-                tl.store(p_stochs + o_tile, b_z.to(dtype), mask=m_tile)
-                if t + 1 < STEPS:
-                    b_z = _reset(
-                        b_z, p_first + t + 1, STEPS, p_first_stoch, i_row, o_col, m_col, ROWS
-                    )
-                    p_tile = p_next + HIDDEN + DETER + i_row[:, None] * s_buffer + o_col[None, :]
-                    tl.store(p_tile, b_z.to(dtype), mask=m_tile)
-            tile += programs
+        _latents_phase(
+            step, p_inputs, p_saved, p_sums, hidden_layer, p_out, p_first_stoch, b_kept, C
+        )
         met += programs
         wait_for_all(p_arrived, met)
         t += 1
-
-
-OPTIONS = {"num_warps": SLICES, "num_stages": 1, "maxnreg": 255, "launch_cooperative_grid": True}
-"""How the kernels are launched: the driver refuses a grid that can not be resident at once."""
-
-
-def constants(
-    rows: int, hidden: int, deter: int, groups: int, classes: int, dtype: torch.dtype
-) -> dict[str, Any]:
-    """What the kernels are compiled for: sizes, and how they multiply (as PyTorch does)."""
-    return {
-        "ROWS": rows,
-        "HIDDEN": hidden,
-        "DETER": deter,
-        "GROUPS": groups,
-        "CLASSES": classes,
-        "BLOCK": BLOCK,
-        "ALL": tiles.block(rows),
-        "COLUMNS": COLUMNS,
-        "CLASS": tiles.block(classes),
-        "SLICES": SLICES,
-        "OPERAND": OPERANDS[torch.float32 if INTERPRETED else dtype],
-        "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
-    }
-
-
-def slice_of(*widths: int) -> int:
-    """Elements of a slice that a program holds at a time, for layers of these widths."""
-    return 32 if max(widths) <= NARROW else 16
 
 
 def keeping(
@@ -637,16 +437,6 @@ def keeping(
         whole = {name: max(16, tiles.block(width) // SLICES) for name, width in widths.items()}
         return {"KEEP": True, **whole}
     return {"KEEP": False, **dict.fromkeys(widths, slice_of(hidden, deter))}
-
-
-def programs(wanted: int, device: torch.device) -> int:
-    """Programs of a launch: as many as find work, and as are resident at once.
-
-    The interpreter runs one after another, so that there is a single one.
-    """
-    if device.type != "cuda":
-        return 1
-    return min(wanted, torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def launch_forward(

@@ -6,6 +6,7 @@ Each rule takes the repository's root and returns its violations as sentences.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,9 @@ LEFTOVERS = {"utils", "util", "common", "helpers", "tools", "misc"}
 
 KERNEL_SUPPORT = {"__init__", "barrier", "device", "tiles", "checks"}
 """Modules of `kernels` that are no operations."""
+
+PART = re.compile(r"(_persistent)?(_fwd|_bwd|_norm)?$")
+"""How the name of a module ends that holds a part of an operation's kernels."""
 
 
 def unit_of(*parts: str) -> str:
@@ -178,7 +182,8 @@ def four_rooms_violations(root: Path) -> list[str]:
     found = []
     stems = {path.stem for path in (root / "kernels").glob("*.py")}
     for op in sorted(stems - KERNEL_SUPPORT):
-        if op.endswith(("_fwd", "_bwd")) and op[:-4].removesuffix("_persistent") in stems:
+        whole = PART.sub("", op)
+        if whole != op and whole in stems:
             continue
         functions = public_functions(root / "kernels" / f"{op}.py")
         if not functions:

@@ -150,12 +150,12 @@ def row_kernels(architecture: int) -> Iterator[dict[str, Any]]:
 
 def persistent_kernels(architecture: int) -> Iterator[dict[str, Any]]:
     """The kernels whose programs wait for one another."""
-    forward = import_module("mudreamer_fast.kernels.rssm_observe_persistent_fwd")
-    for direction in ("fwd", "bwd"):
-        name = f"rssm_observe_persistent_{direction}_kernel"
-        kernel = getattr(
-            import_module(f"mudreamer_fast.kernels.rssm_observe_persistent_{direction}"), name
-        )
+    shared, forward, backward = (
+        import_module(f"mudreamer_fast.kernels.rssm_observe_persistent{part}")
+        for part in ("", "_fwd", "_bwd")
+    )
+    for direction, module in (("fwd", forward), ("bwd", backward)):
+        kernel = getattr(module, f"rssm_observe_persistent_{direction}_kernel")
         # As the JIT finds them: memory and rows begin at multiples of 16.
         attributes = {
             (i,): [["tt.divisibility", 16]]
@@ -163,15 +163,15 @@ def persistent_kernels(architecture: int) -> Iterator[dict[str, Any]]:
             if argument.startswith(("p_", "s_"))
         }
         for size, rows, hidden, deter, dtype, precision in PERSISTENT:
-            constants = forward.constants(rows, hidden, deter, GROUPS, CLASSES, dtype)
+            constants = shared.constants(rows, hidden, deter, GROUPS, CLASSES, dtype)
             constants |= {"UNIMIX": 0.01, "NORM": "batch", "PRECISION": precision}
             if direction == "fwd":
                 constants |= forward.keeping(rows, hidden, deter, GROUPS * CLASSES, dtype, True)
             else:
-                constants["SLICE"] = forward.slice_of(hidden, deter)
+                constants["SLICE"] = shared.slice_of(hidden, deter)
             pointer = "*bf16" if dtype == torch.bfloat16 else "*fp32"
             made, row = compiled(
-                kernel, constants, forward.OPTIONS, architecture, pointer, attributes
+                kernel, constants, shared.OPTIONS, architecture, pointer, attributes
             )
             ptx = made.asm["ptx"]
             yield row | {
