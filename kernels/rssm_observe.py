@@ -10,19 +10,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from mudreamer_fast.kernels.batchnorm_posterior import BatchNormActFunction
-from mudreamer_fast.kernels.categorical import SampleFunction
 from mudreamer_fast.kernels.checks import check
 from mudreamer_fast.kernels.layernorm_gru import GruCellFunction
 from mudreamer_fast.kernels.linear_norm_act import NormActFunction, linear_norm_act
+from mudreamer_fast.kernels.rssm_observe_by_step import (
+    Gradients,
+    GradOutputs,
+    Shape,
+    Start,
+    backward_by_step,
+    forward_by_step,
+    plus,
+    start_from,
+)
 from mudreamer_fast.kernels.rssm_observe_persistent import (
     MAX_ROWS,
     Inputs,
@@ -32,98 +38,10 @@ from mudreamer_fast.kernels.rssm_observe_persistent import (
 )
 from mudreamer_fast.kernels.rssm_observe_persistent_bwd import launch_backward
 from mudreamer_fast.kernels.rssm_observe_persistent_fwd import launch_forward
-from mudreamer_fast.ops.signatures import BatchNormState, NormLinear, Observed, RssmWeights
+from mudreamer_fast.ops.signatures import BatchNormState, Observed, RssmWeights
 
 ALIGNMENT = 16
 """Elements that rows are padded to: what tensor cores read, and what a load takes at once."""
-TILE = 1024
-
-
-@triton.jit
-def rssm_observe_reset_kernel(
-    p_deter,  # (rows, DETER), row stride s_deter
-    p_stoch,  # (rows, LATENTS), row stride s_stoch
-    p_first,  # (rows,) bool, element stride s_first
-    p_first_deter,  # (DETER,)
-    p_first_stoch,  # (LATENTS,)
-    p_row,  # (rows, DETER + LATENTS), row stride s_row: where the next step starts from
-    s_deter,
-    s_stoch,
-    s_first,
-    s_row,
-    DETER: tl.constexpr,
-    LATENTS: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    i_row = tl.program_id(0).to(tl.int64)
-    o_col = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    m_deter = o_col < DETER
-    m_stoch = (o_col >= DETER) & (o_col < DETER + LATENTS)
-    o_stoch = tl.where(m_stoch, o_col - DETER, 0)
-    b_first = tl.load(p_first + i_row * s_first).to(tl.int1)
-    b_kept = tl.load(p_deter + i_row * s_deter + o_col, mask=m_deter, other=0.0).to(tl.float32)
-    b_kept += tl.load(p_stoch + i_row * s_stoch + o_stoch, mask=m_stoch, other=0.0).to(tl.float32)
-    b_fresh = tl.load(p_first_deter + o_col, mask=m_deter, other=0.0).to(tl.float32)
-    b_fresh += tl.load(p_first_stoch + o_stoch, mask=m_stoch, other=0.0).to(tl.float32)
-    b_state = tl.where(b_first, b_fresh, b_kept).to(p_row.dtype.element_ty)
-    tl.store(p_row + i_row * s_row + o_col, b_state, mask=m_deter | m_stoch)
-
-
-class _Shape(NamedTuple):
-    """What the loops need besides tensors."""
-
-    batch_norm: BatchNormState | None
-    unimix: float
-    eps: float
-    persistent: bool
-
-
-class _Start(NamedTuple):
-    """Where sequences start from, and where episodes do."""
-
-    deter: Tensor
-    """(B, D), h before the first step."""
-    stoch: Tensor
-    """(B, G*C), z before it."""
-    fresh_deter: Tensor
-    """(D,), the learned start."""
-    fresh_stoch: Tensor
-    """(G*C,)."""
-
-
-class _GradOutputs(NamedTuple):
-    """Gradients (T, B, size) of what `forward` gave, None of what is not used."""
-
-    deter: Tensor | None
-    stoch: Tensor | None
-    posterior: Tensor | None
-    previous_deter: Tensor | None
-    previous_stoch: Tensor | None
-
-
-class _Gradients(NamedTuple):
-    """What the backward pass through the recurrence gives."""
-
-    input: Tensor
-    """(T, B, U), of the input layer before its norm."""
-    gates: Tensor
-    """(T, B, 3D), before their norm."""
-    hidden: Tensor
-    """(T, B, U), of the posterior's hidden layer before its norm."""
-    logits: Tensor
-    """(T, B, G*C), of the posterior."""
-    input_norm: Sequence[Tensor]
-    """Of scale and shift of the input layer's norm."""
-    gates_norm: Sequence[Tensor]
-    """Of the gates' norm."""
-    hidden_norm: Sequence[Tensor]
-    """Of the posterior's hidden layer's."""
-    deter: Tensor
-    """(B, D), of the h before the first step."""
-    stoch: Tensor
-    """(B, G*C), of the z before it."""
-    first: Tensor
-    """(D,), of the learned start."""
 
 
 class ObserveFunction(torch.autograd.Function):
@@ -140,7 +58,7 @@ class ObserveFunction(torch.autograd.Function):
         stoch: Tensor,
         first_deter: Tensor,
         first_stoch: Tensor,
-        shape: _Shape,
+        shape: Shape,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         """See `rssm_observe`; `tensors` are those of `ObserveWeights`."""
@@ -165,7 +83,7 @@ class ObserveFunction(torch.autograd.Function):
             logits=new(steps, rows, latents),
             stochs=new(steps, rows, latents),
         )
-        start = _Start(deter, stoch.flatten(1), first_deter, first_stoch.flatten())
+        start = Start(deter, stoch.flatten(1), first_deter, first_stoch.flatten())
         groups = stoch.shape[1:]
         sums: tuple[Tensor, ...] = ()
         if shape.persistent and 0 < rows <= MAX_ROWS:
@@ -173,7 +91,7 @@ class ObserveFunction(torch.autograd.Function):
             inputs = Inputs(embed_part, action_part, is_first, uniforms)
             sums = _forward_at_once(saved, inputs, start, weights, shape, groups)
         else:
-            _forward_by_step(saved, embed_part, is_first, uniforms, start, weights, shape, groups)
+            forward_by_step(saved, embed_part, is_first, uniforms, start, weights, shape, groups)
         ctx.set_materialize_grads(False)
         ctx.shape, ctx.groups, ctx.persistent = shape, groups, len(sums) > 0
         ctx.save_for_backward(*saved, is_first, *tensors, *sums)
@@ -194,13 +112,13 @@ class ObserveFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         """Walk back in time, then take the gradients of all matrices at once."""
         saved, is_first, weights, sums = _unpack(ctx.saved_tensors, ctx.persistent)
-        grad_outputs = _GradOutputs(*_by_step(grads[: len(_GradOutputs._fields)]))
+        grad_outputs = GradOutputs(*_by_step(grads[: len(GradOutputs._fields)]))
         if sums is not None:
             gradients = _backward_at_once(
                 saved, sums, grad_outputs, is_first, weights, ctx.shape, ctx.groups
             )
         else:
-            gradients = _backward_by_step(
+            gradients = backward_by_step(
                 saved, grad_outputs, is_first, weights, ctx.shape, ctx.groups
             )
         hidden, width = saved.input_pre.shape[2], saved.deters.shape[2]
@@ -229,90 +147,17 @@ def _unpack(
     return saved, is_first, weights, Sums(*behind[-sums:]) if persistent else None
 
 
-def _start(
-    row: Tensor,
-    first: Tensor,
-    deter: Tensor,
-    stoch: Tensor,
-    start: _Start,
-    hidden: int,
-) -> None:
-    """Write where a step starts from: the state before, or the learned one in a new episode.
-
-    Args:
-        row: (B, U + D + G*C + A), the step's `[u | h | z | a]`; h and z are written.
-        first: (B,) bool, where an episode begins.
-        deter: (B, D), h after the step before.
-        stoch: (B, G*C), z after it.
-        start: has the learned start.
-        hidden: U.
-    """
-    width, latents = deter.shape[1], stoch.shape[1]
-    rssm_observe_reset_kernel[(len(row), triton.cdiv(width + latents, TILE))](
-        deter, stoch, first, start.fresh_deter, start.fresh_stoch, row[:, hidden:],
-        deter.stride(0), stoch.stride(0), first.stride(0), row.stride(0), width, latents, TILE,
-        num_warps=4,
-    )  # fmt: skip
-
-
-def _forward_by_step(
-    saved: Saved,
-    embed_part: Tensor,
-    is_first: Tensor,
-    uniforms: Tensor,
-    start: _Start,
-    weights: ObserveWeights,
-    shape: _Shape,
-    groups: torch.Size,
-) -> None:
-    """Run the recurrence in nine launches a step."""
-    hidden, width = saved.input_pre.shape[2], saved.deters.shape[2]
-    columns = saved.buffer.shape[2] - hidden - width
-    input_weight = F.pad(weights.input.weight, (0, columns - weights.input.weight.shape[1]))
-    deter, stoch = start.deter, start.stoch
-    for t, row in enumerate(saved.buffer):
-        _start(row, is_first[:, t], deter, stoch, start, hidden)
-        input_pre, gates, hidden_pre = saved.input_pre[t], saved.gates[t], saved.hidden_pre[t]
-        act, before = saved.acts[t], row[:, hidden : hidden + width]
-        deter, stoch = saved.deters[t], saved.stochs[t]
-
-        torch.mm(row[:, hidden + width :], input_weight.t(), out=input_pre)
-        layer = weights.input
-        NormActFunction.launch_forward(
-            input_pre, layer.norm_weight, layer.norm_bias, shape.eps, row[:, :hidden]
-        )
-        torch.mm(row[:, : hidden + width], weights.gru.weight.t(), out=gates)
-        layer = weights.gru
-        GruCellFunction.launch_forward(
-            gates, before, layer.norm_weight, layer.norm_bias, shape.eps, deter
-        )
-        torch.addmm(embed_part[:, t], deter, weights.hidden.weight.t(), out=hidden_pre)
-        layer = weights.hidden
-        if shape.batch_norm is None:
-            NormActFunction.launch_forward(
-                hidden_pre, layer.norm_weight, layer.norm_bias, shape.eps, act
-            )
-        else:
-            BatchNormActFunction.launch_forward(
-                hidden_pre, layer.norm_weight, layer.norm_bias, shape.batch_norm, shape.eps,
-                (act, saved.means[t], saved.variances[t]),
-            )  # fmt: skip
-        torch.addmm(weights.out.bias, act, weights.out.weight.t(), out=saved.logits[t])
-        by_group = saved.logits[t].view(len(row), *groups)
-        SampleFunction.launch_forward(by_group, uniforms[:, t], shape.unimix, stoch)
-
-
 def _forward_at_once(
     saved: Saved,
     inputs: Inputs,
-    start: _Start,
+    start: Start,
     weights: ObserveWeights,
-    shape: _Shape,
+    shape: Shape,
     groups: torch.Size,
 ) -> Sums:
     """Run the recurrence in one launch, and what it leaves to do for all steps at once."""
     hidden = saved.input_pre.shape[2]
-    _start(saved.buffer[0], inputs.is_first[:, 0], start.deter, start.stoch, start, hidden)
+    start_from(saved.buffer[0], inputs.is_first[:, 0], start.deter, start.stoch, start, hidden)
     sums = launch_forward(
         saved, inputs, (start.fresh_deter, start.fresh_stoch),
         _latents_alone(weights, saved.stochs.shape[2]), shape.batch_norm, shape.unimix, shape.eps,
@@ -336,97 +181,15 @@ def _latents_alone(weights: ObserveWeights, latents: int) -> ObserveWeights:
     return weights._replace(input=weights.input._replace(weight=aligned))
 
 
-def _backward_by_step(
-    saved: Saved,
-    grad_outputs: _GradOutputs,
-    is_first: Tensor,
-    weights: ObserveWeights,
-    shape: _Shape,
-    groups: torch.Size,
-) -> _Gradients:
-    """Walk back through the recurrence in some twenty launches a step."""
-    steps, rows, hidden = saved.input_pre.shape
-    width, latents = saved.deters.shape[2], saved.logits.shape[2]
-    posterior = saved.logits.view(steps, rows, *groups)
-    grad_deter = saved.deters.new_zeros(rows, width)
-    grad_stoch = saved.deters.new_zeros(rows, latents)
-
-    def zeros(layer: NormLinear) -> list[Tensor]:
-        return [torch.zeros_like(layer.norm_weight), torch.zeros_like(layer.norm_bias)]
-
-    gradients = _Gradients(
-        input=torch.empty_like(saved.input_pre),
-        gates=torch.empty_like(saved.gates),
-        hidden=torch.empty_like(saved.hidden_pre),
-        logits=torch.empty_like(saved.logits),
-        input_norm=zeros(weights.input),
-        gates_norm=zeros(weights.gru),
-        hidden_norm=zeros(weights.hidden),
-        deter=grad_deter,
-        stoch=grad_stoch,
-        first=saved.deters.new_zeros(width),
-    )
-    for t in reversed(range(steps)):
-        grad_deter = _plus(grad_deter, grad_outputs.deter, t)
-        grad_stoch = _plus(grad_stoch, grad_outputs.stoch, t)
-        grad_logits = SampleFunction.launch_backward(grad_stoch, posterior[t], shape.unimix)
-        gradients.logits[t] = _plus(grad_logits.view(rows, latents), grad_outputs.posterior, t)
-
-        gradients.hidden[t], *affine = _hidden_backward(
-            gradients.logits[t] @ weights.out.weight, saved, t, weights.hidden, shape
-        )
-        _add(gradients.hidden_norm, affine)
-        grad_deter = torch.addmm(grad_deter, gradients.hidden[t], weights.hidden.weight)
-
-        state, layer = saved.buffer[t, :, hidden : hidden + width], weights.gru
-        gradients.gates[t], grad_kept, *affine = GruCellFunction.launch_backward(
-            grad_deter, saved.gates[t], state, layer.norm_weight, layer.norm_bias, shape.eps
-        )
-        _add(gradients.gates_norm, affine)
-        through = gradients.gates[t] @ weights.gru.weight
-        grad_deter = _plus(grad_kept + through[:, hidden:], grad_outputs.previous_deter, t)
-
-        layer = weights.input
-        gradients.input[t], *affine = NormActFunction.launch_backward(
-            through[:, :hidden], saved.input_pre[t], layer.norm_weight, layer.norm_bias, shape.eps
-        )
-        _add(gradients.input_norm, affine)
-        grad_row = gradients.input[t] @ weights.input.weight
-        grad_stoch = _plus(grad_row[:, :latents], grad_outputs.previous_stoch, t)
-
-        reset = is_first[:, t, None]
-        gradients.first.add_((grad_deter * reset).sum(0))
-        grad_deter = grad_deter.masked_fill(reset, 0.0)
-        grad_stoch = grad_stoch.masked_fill(reset, 0.0)
-    return gradients._replace(deter=grad_deter, stoch=grad_stoch)
-
-
-def _hidden_backward(
-    grad: Tensor, saved: Saved, step: int, layer: NormLinear, shape: _Shape
-) -> tuple[Tensor, ...]:
-    """Gradients before the posterior's hidden layer's norm (B, U), and of scale and shift (U,)."""
-    hidden_pre = saved.hidden_pre[step]
-    if shape.batch_norm is None:
-        return NormActFunction.launch_backward(
-            grad, hidden_pre, layer.norm_weight, layer.norm_bias, shape.eps
-        )
-    mean, var, use_batch = shape.batch_norm
-    if use_batch:
-        mean, var = saved.means[step], saved.variances[step]
-    return BatchNormActFunction.launch_backward(
-        grad, hidden_pre, layer.norm_weight, layer.norm_bias, mean, var, use_batch, shape.eps
-    )
-
-
 def _backward_at_once(
     saved: Saved,
     sums: Sums,
-    grad_outputs: _GradOutputs,
+    grad_outputs: GradOutputs,
     is_first: Tensor,
     weights: ObserveWeights,
-    shape: _Shape,
+    shape: Shape,
     groups: torch.Size,
-) -> _Gradients:
+) -> Gradients:
     """Walk back in one launch, and do what it leaves for all steps at once."""
     hidden, width = saved.input_pre.shape[2], saved.deters.shape[2]
     latents = saved.stochs.shape[2]
@@ -467,8 +230,8 @@ def _backward_at_once(
     if grad_outputs.previous_deter is not None:
         before = before + grad_outputs.previous_deter
     grad_stoch = grad_input[: len(reset[0])] @ weights.input.weight[:, :latents]
-    grad_stoch = _plus(grad_stoch, grad_outputs.previous_stoch, 0)
-    return _Gradients(
+    grad_stoch = plus(grad_stoch, grad_outputs.previous_stoch, 0)
+    return Gradients(
         input=grad_input.view_as(steps.input),
         gates=grad_gates.view_as(steps.gates),
         hidden=grad_hidden.view_as(steps.hidden),
@@ -485,16 +248,6 @@ def _backward_at_once(
 def _by_step(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Gradients (B, T, ...) as (T, B, size); None stays."""
     return [None if grad is None else grad.transpose(0, 1).flatten(2) for grad in grads]
-
-
-def _plus(grad: Tensor, of_output: Tensor | None, step: int) -> Tensor:
-    """A gradient, and what the caller has for a step of the output."""
-    return grad if of_output is None else grad + of_output[step]
-
-
-def _add(sums: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
-    for total, part in zip(sums, parts, strict=True):
-        total += part
 
 
 def _matrix_gradient(grad: Tensor, inputs: Tensor) -> Tensor:
@@ -600,7 +353,7 @@ def _observe(
         stoch,
         first_deter,
         first_stoch,
-        _Shape(batch_norm, unimix, eps, persistent),
+        Shape(batch_norm, unimix, eps, persistent),
         *recurrent.tensors(),
     )
     prior = _prior(deters, weights, groups, eps)

@@ -75,7 +75,7 @@ LEFTOVERS = {"utils", "util", "common", "helpers", "tools", "misc"}
 KERNEL_SUPPORT = {"__init__", "barrier", "device", "tiles", "checks"}
 """Modules of `kernels` that are no operations."""
 
-PART = re.compile(r"(_persistent)?(_fwd|_bwd|_norm)?$")
+PART = re.compile(r"(_by_step|_persistent)?(_fwd|_bwd|_norm)?$")
 """How the name of a module ends that holds a part of an operation's kernels."""
 
 

@@ -61,7 +61,7 @@ KERNELS: list[tuple[str, str, dict[str, Any], int]] = [
     ("two_hot", "two_hot_mean_bwd", ROW, 1),
     ("lambda_return", "lambda_return_fwd", RETURN, 2),
     ("lambda_return", "lambda_return_bwd", RETURN, 2),
-    ("rssm_observe", "rssm_observe_reset", START, 4),
+    ("rssm_observe_by_step", "rssm_observe_reset", START, 4),
     ("rssm_imagine", "rssm_imagine_action_fwd", POLICY, 4),
     ("rssm_imagine", "rssm_imagine_action_bwd", POLICY | {"EXTRA": True}, 4),
 ]
