@@ -69,11 +69,15 @@ def main(folders: Sequence[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     known = published()
-    results = [json.loads((Path(folder) / "result.json").read_text()) for folder in folders]
-    seeds = [
-        json.loads((Path(folder) / "config.json").read_text())["train"]["seed"]
-        for folder in folders
-    ]
+    try:
+        results = [json.loads((Path(folder) / "result.json").read_text()) for folder in folders]
+        seeds = [
+            json.loads((Path(folder) / "config.json").read_text())["train"]["seed"]
+            for folder in folders
+        ]
+    except (OSError, ValueError) as error:
+        print(f"expected folders of finished runs: {error}", file=sys.stderr)
+        return 2
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
     lines += [
         row(result, seed, known.get(result["task"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -93,7 +94,9 @@ def test_report_reads_what_pytest_benchmark_writes(
         "def test_it(benchmark): benchmark.pedantic(sum, ([1, 2],), rounds=3)"
     )
     command = [sys.executable, "-m", "pytest", "-q", "--benchmark-json=it.json", "test_it.py"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    # As a worker of pytest-xdist, which this may run in, pytest-benchmark would time nothing.
+    alone = {name: value for name, value in os.environ.items() if "PYTEST_" not in name}
+    subprocess.run(command, cwd=tmp_path, env=alone, check=True, capture_output=True)
     assert main([str(tmp_path / "it.json")]) == 0
     machine, _, *_, row = printed(capsys)
     assert re.fullmatch(r".+; Python 3\.[\d.]+; commit \S+", machine)

@@ -53,3 +53,12 @@ def test_table_of_several_tasks_has_no_mean(
     assert main(runs) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("| 3.0 | 3.0 | - | - |")
     assert main([]) == 2
+
+
+def test_a_folder_without_a_result_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("expected folders of finished runs: ")
+    assert error.endswith(f"'{tmp_path / 'result.json'}'\n")
