@@ -30,7 +30,7 @@ test: setup cpp-test  ## Run the C++ and the Python tests; ARGS="..." goes to py
 	$(PYTEST) $(ARGS)
 
 coverage: setup  ## Run the tests and show which lines of the package and of the replay they reach
-	$(PYTEST) --cov=mudreamer_fast --cov-report=term:skip-covered $(ARGS)
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered $(ARGS)
 	cmake -S . -B build/coverage -G Ninja -DREPLAY_MODULE=OFF -DREPLAY_TESTS=ON \
 	    -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS="--coverage -fprofile-update=atomic" >/dev/null
 	cmake --build build/coverage

@@ -196,9 +196,10 @@ class BatchNormActFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_out, *_ = grads
         x, weight, bias, mean, var = ctx.saved_tensors
         use_batch, eps = ctx.arguments
-        grad = grads[0].contiguous()
+        grad = grad_out.contiguous()
         gradients = BatchNormActFunction.launch_backward(
             grad, x, weight, bias, mean, var, use_batch, eps
         )

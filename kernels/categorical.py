@@ -265,8 +265,9 @@ class SampleFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_out,) = grads
         (logits,) = ctx.saved_tensors
-        grad = grads[0].reshape(len(logits), logits.shape[1] * logits.shape[2]).contiguous()
+        grad = grad_out.reshape(len(logits), logits.shape[1] * logits.shape[2]).contiguous()
         return SampleFunction.launch_backward(grad, logits, ctx.unimix), None, None
 
 
@@ -288,13 +289,14 @@ class EntropyFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_out,) = grads
         (logits,) = ctx.saved_tensors
         groups, classes = logits.shape
         grad_logits = torch.empty_like(logits)
         if groups:
             tile = _tile(groups, classes)
             categorical_entropy_bwd_kernel[(triton.cdiv(groups, tile["TILE"]),)](
-                grads[0].contiguous(), logits, grad_logits, groups, classes, ctx.unimix, **tile
+                grad_out.contiguous(), logits, grad_logits, groups, classes, ctx.unimix, **tile
             )
         return grad_logits, None
 
@@ -316,6 +318,7 @@ class KlFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_out,) = grads
         posterior, prior = ctx.saved_tensors
         rows, groups, classes = posterior.shape
         of_q, of_p = ctx.needs_input_grad[:2]
@@ -323,7 +326,7 @@ class KlFunction(torch.autograd.Function):
         grad_prior = torch.empty_like(prior) if of_p else None
         if rows:
             categorical_kl_bwd_kernel[(rows,)](
-                grads[0].contiguous(), posterior, prior,
+                grad_out.contiguous(), posterior, prior,
                 posterior if grad_posterior is None else grad_posterior,
                 prior if grad_prior is None else grad_prior,
                 groups, classes, ctx.unimix, OF_Q=of_q, OF_P=of_p, **_whole_row(groups, classes),

@@ -124,13 +124,14 @@ class LambdaReturnFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_out,) = grads
         cont, value, first, returns = ctx.saved_tensors
         has_first, discount, lam = ctx.arguments
         rows, steps = value.shape
         out = [torch.empty_like(value) for _ in range(3)]
         if rows:
             lambda_return_bwd_kernel[(triton.cdiv(rows, TILE),)](
-                grads[0].contiguous(), cont, value, first, returns, *out, rows, discount, lam,
+                grad_out.contiguous(), cont, value, first, returns, *out, rows, discount, lam,
                 steps, has_first, TILE, num_warps=2,
             )  # fmt: skip
         return *out, None, None, None

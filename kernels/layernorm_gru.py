@@ -217,9 +217,10 @@ class GruCellFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_out,) = grads
         affine = any(ctx.needs_input_grad[2:4])
         gates, state, weight, bias = ctx.saved_tensors
-        grad = grads[0].contiguous()
+        grad = grad_out.contiguous()
         out = GruCellFunction.launch_backward(grad, gates, state, weight, bias, ctx.eps, affine)
         return *out, *([] if affine else [None, None]), None
 

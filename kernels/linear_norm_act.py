@@ -137,10 +137,11 @@ class NormActFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_out,) = grads
         x, weight, bias = ctx.saved_tensors
         rows = x.view(-1, x.shape[-1])
         affine = any(ctx.needs_input_grad[1:3])
-        grad = grads[0].reshape(rows.shape).contiguous()
+        grad = grad_out.reshape(rows.shape).contiguous()
         out = NormActFunction.launch_backward(grad, rows, weight, bias, ctx.eps, affine)
         grad_weight, grad_bias = out[1:] if affine else (None, None)
         return out[0].view_as(x), grad_weight, grad_bias, None

@@ -139,11 +139,12 @@ class TwoHotLossFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_out,) = grads
         logits, target = ctx.saved_tensors
         grad_logits = torch.empty_like(logits)
         if len(logits):
             two_hot_loss_bwd_kernel[(len(logits),)](
-                grads[0].contiguous(), logits, target, grad_logits, **_row(logits.shape[1])
+                grad_out.contiguous(), logits, target, grad_logits, **_row(logits.shape[1])
             )
         return grad_logits, None
 
@@ -161,11 +162,12 @@ class TwoHotMeanFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad_out,) = grads
         (logits,) = ctx.saved_tensors
         grad_logits = torch.empty_like(logits)
         if len(logits):
             two_hot_mean_bwd_kernel[(len(logits),)](
-                grads[0].contiguous(), logits, grad_logits, **_row(logits.shape[1])
+                grad_out.contiguous(), logits, grad_logits, **_row(logits.shape[1])
             )
         return grad_logits
 

@@ -24,7 +24,8 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
+        (grad_out,) = grads
+        return grad_out, None
 
 
 def unimix_probs(logits: Tensor, unimix: float) -> Tensor:
