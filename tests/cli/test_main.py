@@ -14,13 +14,15 @@ import pytest
 from PIL import Image
 
 from mudreamer_fast import train
+from mudreamer_fast.cli import doctor, info
 from mudreamer_fast.cli import main as cli
 from mudreamer_fast.cli.main import main
 from mudreamer_fast.config import PRESETS, Config
 from mudreamer_fast.disk import checkpoint
 from mudreamer_fast.evaluate import VIDEO_SIZE
 from mudreamer_fast.run import scoring, trainer
-from mudreamer_fast.run.folder import read_config, write_config
+from mudreamer_fast.run.folder import RunFolder, read_config, write_config
+from mudreamer_fast.run.metrics import METRICS_FILE
 from tests import tiny_run
 from tests.patience import PATIENCE_SECONDS
 
@@ -245,6 +247,46 @@ def test_evaluate_repeats_the_runs_own_score_and_films_it(
     next(folder.glob("checkpoint/data-*/agent.pt")).write_bytes(b"")
     assert main(["evaluate", str(folder)]) == 2
     assert "error: damaged checkpoint: " in capsys.readouterr().err
+
+
+def test_plot_draws_the_runs_that_it_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "walk"
+    folder.mkdir()
+    write_config(PRESETS["quick"][1], RunFolder(folder).config)
+    lines = [f'{{"env_steps": {step}, "evaluation/score": {2 * step}}}\n' for step in range(3)]
+    (folder / METRICS_FILE).write_text("".join(lines))
+    picture = tmp_path / "runs.png"
+    assert main(["plot", str(folder), "--out", str(picture)]) == 0
+    assert capsys.readouterr().out == f"{picture}\n"
+    assert Image.open(picture).size[0] > 100
+    assert main(["plot", str(folder), "--metric", "no/such", "--out", str(picture)]) == 2
+    assert "no/such" in capsys.readouterr().err
+    assert main(["plot"]) == 2
+    assert capsys.readouterr().err == "error: plot needs at least one run folder\n"
+
+
+def test_info_tells_of_the_preset_with_the_options_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(info, "describe", lambda preset, config: f"{preset} {config.env.task}")
+    monkeypatch.setattr(info, "estimate", lambda preset, config, seconds: f"{seconds:g} s")
+    assert main(["info", "quick", "--env.task", "dmc/walker_walk", "--seconds", "3"]) == 0
+    assert capsys.readouterr().out == "quick dmc/walker_walk\n3 s\n"
+
+
+@pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])
+def test_doctor_says_what_it_found_and_fails_where_training_would(
+    ok: bool, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    findings = [doctor.Finding("here", True, "it is"), doctor.Finding("there", ok, "who knows")]
+    monkeypatch.setattr(doctor, "examine", lambda: findings)
+    assert main(["doctor"]) == code
+    assert capsys.readouterr().out == "".join(f"{finding.line()}\n" for finding in findings)
+    assert main(["doctor", "--loud"]) == 2
+    assert capsys.readouterr().err == "error: doctor takes no options, got --loud\n"
+    assert main(["doctor", "--help"]) == 0
 
 
 def wait_for(process: subprocess.Popen[str], word: str) -> list[str]:
