@@ -74,11 +74,12 @@ def curve(run: Path, metric: str) -> tuple[list[float], list[float]]:
     except OSError as error:
         raise GroupsError(f"{run / METRICS_FILE}: {error.strerror}") from None
     size = 1 if metric.startswith("evaluation/") else WINDOW
-    parts = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
-    return tuple(  # type: ignore[return-value]
-        [sum(row[name] for row in part) / len(part) for part in parts]
-        for name in ("env_steps", metric)
-    )
+    steps, values = [], []
+    for begin in range(0, len(rows), size):
+        part = rows[begin : begin + size]
+        steps.append(sum(row["env_steps"] for row in part) / len(part))
+        values.append(sum(row[metric] for row in part) / len(part))
+    return steps, values
 
 
 def draw(groups: Mapping[str, Sequence[Path]], probed: Mapping[str, Any]) -> Figure:
@@ -96,8 +97,8 @@ def draw(groups: Mapping[str, Sequence[Path]], probed: Mapping[str, Any]) -> Fig
         for axes, metric in zip(curves, CURVES, strict=True):
             marker = "o" if metric.startswith("evaluation/") else ""
             for number, run in enumerate(runs):
-                label = {"label": name} if number == 0 else {}
-                axes.plot(*curve(run, metric), color=f"C{index}", ms=3, marker=marker, **label)
+                legend = {"label": name} if number == 0 else {}
+                axes.plot(*curve(run, metric), color=f"C{index}", ms=3, marker=marker, **legend)
         for axes, value in zip(marks, PROBED, strict=True):
             mark(axes, [probed[str(run)] for run in runs], value, index, len(groups))
     for axes, label in zip(curves, CURVES.values(), strict=True):
