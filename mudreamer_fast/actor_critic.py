@@ -38,8 +38,9 @@ class ReturnScale(nn.Module):
         # Numbers sent from the host would be waited for, and could not be part of a CUDA graph.
         levels = torch.linspace(0.05, 0.95, 2, dtype=returns.dtype, device=returns.device)
         low, high = torch.quantile(returns.detach().flatten(), levels)
-        self.low.lerp_(low, 1.0 - self.decay)
-        self.high.lerp_(high, 1.0 - self.decay)
+        for average, new in ((self.low, low), (self.high, high)):
+            # An average that has once taken in a NaN would never lose it again.
+            average.lerp_(torch.where(new.isfinite(), new, average), 1.0 - self.decay)
         return self.scale
 
     @property

@@ -16,7 +16,18 @@ from mudreamer_fast.replay import ReplayBuffer
 _DRAWN_STEPS = 64
 """Steps whose random actions are drawn at once: NumPy's calls take longer than so few numbers."""
 
-__all__ = ["Collector", "Episode", "Policy", "random_policy", "replay_fields"]
+__all__ = [
+    "Collector",
+    "Episode",
+    "Policy",
+    "PolicyNotFiniteError",
+    "random_policy",
+    "replay_fields",
+]
+
+
+class PolicyNotFiniteError(RuntimeError):
+    """A policy that gives infinite or NaN actions; no step was taken."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,9 @@ class Collector:
 
         Returns:
             The episodes that ended, in the order in which they did.
+
+        Raises:
+            PolicyNotFiniteError: the policy's actions cannot be taken.
         """
         started = time.monotonic()
         episodes: list[Episode] = []
@@ -123,6 +137,8 @@ class Collector:
             is_first = np.ones_like(self._step.is_first) if self._is_new else self._step.is_first
             self._is_new = False
             action, self._state = self._policy(self._step.observation, is_first, self._state)
+            if not np.isfinite(action).all():
+                raise PolicyNotFiniteError("the policy's actions are not finite")
             self._step = self._env.step(action)
             self._store(self._step, action)
             episodes += self._count(self._step)

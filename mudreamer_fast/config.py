@@ -6,12 +6,14 @@ Sources of the defaults: MuDreamer (arXiv 2405.15083) and DreamerV3 (arXiv 2301.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 SizeName = Literal["XS", "S", "M", "L", "XL"]
 ActionChoice = Literal["sample", "mode"]
 """Actions drawn from the policy, or its most likely ones."""
+BackendName = Literal["auto", "reference", "compiled", "fused", "persistent"]
 
 
 class ConfigError(ValueError):
@@ -44,6 +46,12 @@ SIZES: dict[SizeName, Dimensions] = {
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _require_finite(owner: object) -> None:
+    for name, value in vars(owner).items():
+        finite = not isinstance(value, float) or math.isfinite(value)
+        _require(finite, f"{name} must be a finite number, got {value}")
 
 
 def _require_positive(owner: object, *names: str) -> None:
@@ -108,6 +116,7 @@ class ModelConfig:
     """Largest global gradient norm of the world model."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require(self.size in SIZES, f"size must be one of {', '.join(SIZES)}, got {self.size!r}")
         _require_positive(
             self, "deter", "hidden", "conv", "layers", "groups", "bins", "norm_eps",
@@ -167,6 +176,7 @@ class BehaviourConfig:
     """Largest global gradient norm of the actor, and of the critic."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require_positive(
             self, "horizon", "actor_learning_rate", "critic_learning_rate", "adam_eps", "clip_norm"
         )
@@ -232,6 +242,7 @@ class ReplayConfig:
     """Seconds between two flushes of storage on disk."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require_positive(
             self, "batch_size", "batch_length", "gather_threads", "flush_every_seconds"
         )
@@ -265,14 +276,17 @@ class TrainConfig:
     log_every_seconds: float = 10.0
     """Seconds between two lines of metrics."""
     checkpoint_every_seconds: float = 600.0
-    """Seconds between checkpoints; one is always written at the end and on Ctrl-C."""
+    """Seconds between checkpoints; one is always written at the start, at the end, and when
+    anything else ends the run."""
+    keep_checkpoints: int = 2
+    """The newest checkpoints that stay, each complete; one that is damaged is passed over."""
     save_replay: bool = True
     """Write the replay buffer into the checkpoint, so that a resumed run goes on with it."""
     max_minutes: float | None = None
     """Stop training after this many minutes, evaluate and save; None trains for env_steps."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes the GPU where there is one."""
-    backend: Literal["auto", "reference", "compiled", "fused", "persistent"] = "auto"
+    backend: BackendName = "auto"
     """Implementation of the model's operations: plain PyTorch, that under torch.compile, Triton
     kernels (CUDA only), or these with a whole sequence filtered in one launch; auto is fused on a
     GPU, where it first shows at small sizes that it agrees with the reference, and reference
@@ -291,9 +305,10 @@ class TrainConfig:
     """Seed of everything drawn: weights, environments, replay, latents and actions."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require_positive(
             self, "env_steps", "train_ratio", "eval_episodes", "log_every_seconds",
-            "checkpoint_every_seconds", "max_minutes", "threads",
+            "checkpoint_every_seconds", "keep_checkpoints", "max_minutes", "threads",
         )  # fmt: skip
         for name in ("prefill_steps", "eval_every_env_steps", "seed"):
             value = getattr(self, name)

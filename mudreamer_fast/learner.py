@@ -65,8 +65,9 @@ class Learner:
         if self._idle_since is not None:
             self.idle_seconds += time.monotonic() - self._idle_since
         if self._thread is None:
-            self._job = Future()
-            self._job.set_result(self._learn(update, updates))
+            done: Future[list[dict[str, float]]] = Future()
+            done.set_result(self._learn(update, updates))
+            self._job = done  # not before: a job that failed is no job to wait for
             return
         self.acting.follow(self._agent.acting)
         self._batches.hold_view()
@@ -80,6 +81,11 @@ class Learner:
         """
         job, self._job = self._job, None
         return job.result() if job is not None else []
+
+    def catch_up(self) -> None:
+        """Have `acting` take over the learner's weights at once; no job may be under way."""
+        if self.in_background:
+            self.acting.follow(self._agent.acting)
 
     def pause(self) -> None:
         """Count the time until the next start as no waiting: the caller has other things to do."""

@@ -47,11 +47,14 @@ class ClippedAdam:
         """Take one step along given gradients and give their norm before clipping ().
 
         Fused Adam walks raw memory, so a gradient must lie as its parameter does; one that does
-        not is copied.
+        not is copied. Where the norm is not finite, parameters and moments stay as they are; the
+        device sees to that alone.
         """
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = None if gradient is None else _laid_out_like(gradient, parameter)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        # Fused Adam takes no step where this is 1: so `torch.amp.GradScaler` tells it of overflows.
+        self.adam.found_inf = 1.0 - norm.isfinite().float()  # type: ignore[attr-defined]
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         return norm

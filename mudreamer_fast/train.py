@@ -34,15 +34,18 @@ def train(config: Config, run_dir: str | os.PathLike[str], resume: bool = False)
         resume: go on from the checkpoint in `run_dir`.
 
     Raises:
-        ConfigError: a device, task or memory need that this machine cannot meet, or a run folder
-            that is taken.
+        ConfigError: a device, task or memory need that this machine cannot meet, settings under
+            which nothing would be learned, or a run folder that is taken.
         checkpoint.CheckpointError: nothing to resume, or nothing that can be read.
+        NotFiniteError: losses or gradients stay infinite or NaN, even from earlier weights.
+
+    Whatever ends a run, what it had learned is saved first.
     """
     with StopSignals() as stop, Trainer(config, Path(run_dir), resume, stop) as run:
         try:
             run.evaluator.score_random_policy()
             while not run.pace.finished:
-                run.count(run.collector.collect(1))
+                run.count(run.collect())
                 run.learn(run.agent.update)
                 run.report()
                 if run.pace.evaluation_due():
@@ -52,6 +55,8 @@ def train(config: Config, run_dir: str | os.PathLike[str], resume: bool = False)
                 stop.raise_if_received()
             run.save()
             return run.finish(run.evaluate(film=True))
-        except Stopped:
-            run.save()
+        except BaseException as reason:
+            run.rescue()
+            if not isinstance(reason, Stopped):
+                raise
             return run.result(None)

@@ -14,8 +14,9 @@ from pathlib import Path
 PACKAGE = "mudreamer_fast"
 
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("config", "machine.allocator", "ops.symlog", "ops.signatures", "optim"),
-    ("run.tensorboard", "run.collapse", "disk.arrays", "disk.manifest", "_replay"),
+    ("config", "machine.allocator", "machine.screen", "ops.symlog", "ops.signatures", "optim"),
+    ("run.tensorboard", "run.watch", "run.guard", "run.lock"),
+    ("disk.arrays", "disk.manifest", "_replay"),
     ("ops.operations",),
     ("machine.device", "machine.memory", "machine.seeds", "machine.signals"),
     ("run.folder", "run.metrics", "disk.checkpoint", "backend.cuda_graph"),

@@ -52,10 +52,10 @@ def test_image_size_can_be_no_other() -> None:
 @pytest.mark.usefixtures("made_envs")
 @pytest.mark.parametrize("repeat", [1, 3])
 def test_action_repeat_counts_in_the_steps_of_a_run(tmp_path: Path, repeat: int) -> None:
-    with start(tiny_run.config(env={"action_repeat": repeat}, env_steps=60), tmp_path) as run:
+    with start(tiny_run.config(env={"action_repeat": repeat}, env_steps=120), tmp_path) as run:
         while not run.pace.finished:
             run.count(run.collector.collect(1))
-        assert (run.pace.env_steps, run.counters.policy_steps) == (60, 60 // repeat)
+        assert (run.pace.env_steps, run.counters.policy_steps) == (120, 120 // repeat)
 
 
 @pytest.mark.parametrize("number", [1, 3])

@@ -139,6 +139,15 @@ def test_save_replay_says_whether_a_checkpoint_holds_it(tmp_path: Path, save_rep
 
 
 @pytest.mark.usefixtures("made_envs")
+@pytest.mark.parametrize("keep", [1, 3])
+def test_keep_checkpoints_is_how_many_stay(tmp_path: Path, keep: int) -> None:
+    with start(tiny_run.config(keep_checkpoints=keep), tmp_path) as run:
+        for _ in range(3):
+            run.save()
+    assert len(list(tmp_path.glob("checkpoint/data-*"))) == keep
+
+
+@pytest.mark.usefixtures("made_envs")
 @pytest.mark.parametrize("minutes", [1.0, 2.0, None])
 def test_max_minutes_end_a_run(
     tmp_path: Path, clock: SimpleNamespace, minutes: float | None
@@ -226,6 +235,7 @@ SHOWN = {
     "train.log_every_seconds": test_lines_are_logged_as_often_as_they_are_asked_for,
     "train.checkpoint_every_seconds": test_checkpoints_come_as_often_as_they_are_asked_for,
     "train.save_replay": test_save_replay_says_whether_a_checkpoint_holds_it,
+    "train.keep_checkpoints": test_keep_checkpoints_is_how_many_stay,
     "train.max_minutes": test_max_minutes_end_a_run,
     "train.device": (
         test_device_is_where_the_agent_lives,

@@ -25,17 +25,20 @@ from mudreamer_fast.collect import Episode, random_policy
 from mudreamer_fast.config import Config, ConfigError, ModelConfig
 from mudreamer_fast.disk import arrays, checkpoint
 from mudreamer_fast.envs import EnvError
+from mudreamer_fast.evaluate import Evaluation
 from mudreamer_fast.learner import Learner, Update
 from mudreamer_fast.machine.memory import RESERVED_BYTES
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed, seed_everything
-from mudreamer_fast.run import pace, scoring, trainer
+from mudreamer_fast.run import pace, saving, scoring, trainer
 from mudreamer_fast.run import replay as replay_module
 from mudreamer_fast.run.evaluator import Evaluator
 from mudreamer_fast.run.folder import read_config
+from mudreamer_fast.run.guard import BAD_UPDATES, NotFiniteError
 from mudreamer_fast.run.metrics import read_lines
 from mudreamer_fast.run.scoring import score_run
 from mudreamer_fast.run.trainer import Trainer
 from mudreamer_fast.train import train
+from mudreamer_fast.world_model import WorldModel
 from tests import tiny_run
 from tests.patience import PATIENCE_SECONDS
 from tests.tiny_run import start, step
@@ -184,11 +187,12 @@ def test_evaluation_samples_the_policy_or_takes_its_mode_as_asked(tmp_path: Path
         result = train(tiny_run.config(eval_policy=policy), tmp_path / policy)
         assert result.evaluation is not None
         scores[policy] = result.evaluation.scores
-        saved = json.loads((tmp_path / policy / "result.json").read_text())
-        assert (saved["eval_policy"], saved["scores"]) == (policy, scores[policy])
+        facts = json.loads((tmp_path / policy / "result.json").read_text())
+        assert (facts["eval_policy"], facts["scores"]) == (policy, scores[policy])
         config = read_config(tmp_path / policy / "config.json")
         for other in ("sample", "mode"):
-            again, _ = score_run(config, tmp_path / policy, None, None, other, "cpu", False)
+            saved = tmp_path / policy / "checkpoint"
+            again, _ = score_run(config, saved, None, None, other, "cpu", False)
             assert (again.scores == scores[policy]) == (other == policy)
     assert scores["sample"] != scores["mode"]
 
@@ -217,7 +221,8 @@ def test_resumed_learner_goes_on_bitwise(tmp_path: Path) -> None:
         step(whole, 30)
         assert whole.agent.updates > 5
         whole.save()
-        with start(config, tmp_path, resume=True) as resumed:
+        shutil.copytree(tmp_path, tmp_path / "copy", ignore=shutil.ignore_patterns("lock", "copy"))
+        with start(config, tmp_path / "copy", resume=True) as resumed:
             assert_same_learner(resumed.agent, whole.agent)
             for _ in range(4):
                 batches = [run.batches.next() for run in (whole, resumed)]
@@ -420,10 +425,10 @@ def test_learner_that_was_not_restored_would_differ(tmp_path: Path) -> None:
     with start(tiny_run.config(), tmp_path) as run:
         step(run, 30)
         run.save()
-        with start(tiny_run.config(), tmp_path, resume=True) as resumed:
-            resumed.agent.update(resumed.replay.sample(3, 5))
-            with pytest.raises(AssertionError):
-                assert_same_learner(resumed.agent, run.agent)
+    with start(tiny_run.config(), tmp_path, resume=True) as resumed:
+        resumed.agent.update(resumed.replay.sample(3, 5))
+        with pytest.raises(AssertionError):
+            assert_same_learner(resumed.agent, run.agent)
 
 
 def test_resumed_run_keeps_the_baseline_and_plays_new_episodes(
@@ -557,8 +562,8 @@ def test_minutes_run_out_before_the_steps_do(tmp_path: Path, clock: SimpleNamesp
     assert result.evaluation is not None
     assert 0 < result.env_steps < 10**3
     assert 60 < result.seconds < 70
-    again = train(config, tmp_path, resume=True)
-    assert again.env_steps == result.env_steps  # the time is that of the whole run
+    with pytest.raises(ConfigError, match="is over"):  # the time is that of the whole run
+        train(config, tmp_path, resume=True)
 
 
 def test_time_left_keeps_the_final_evaluation_back(tmp_path: Path, clock: SimpleNamespace) -> None:
@@ -612,11 +617,177 @@ def test_resume_with_another_model_or_task_is_refused(
         train(change(config), tmp_path, resume=True)
 
 
-def test_resume_of_a_run_without_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_resume_of_a_run_without_checkpoint_is_refused_and_a_new_start_is_not(
+    tmp_path: Path,
+) -> None:
     config = tiny_run.config()
     start(config, tmp_path).__exit__()
+    shutil.rmtree(tmp_path / "checkpoint")
     with pytest.raises(checkpoint.CheckpointError, match="no checkpoint in"):
         train(config, tmp_path, resume=True)
+    start(config, tmp_path).__exit__()
+
+
+def test_a_run_killed_before_its_first_step_can_be_resumed(tmp_path: Path) -> None:
+    config = tiny_run.config()
+    start(config, tmp_path).__exit__()  # nothing is saved on this way out
+    assert train(config, tmp_path, resume=True).env_steps == 120
+
+
+def test_a_run_that_is_over_is_not_resumed_without_more_to_do(tmp_path: Path) -> None:
+    config = tiny_run.config()
+    train(config, tmp_path)
+    with pytest.raises(ConfigError, match=r"is over \(env_steps 120\); .* --train.env-steps"):
+        train(config, tmp_path, resume=True)
+    late = tiny_run.config(env_steps=10**6, max_minutes=1e-9)
+    with pytest.raises(ConfigError, match=r"is over \(max_minutes 1e-09\); .* --train.max-minutes"):
+        train(late, tmp_path, resume=True)
+    more = tiny_run.config(env_steps=160)
+    assert train(more, tmp_path, resume=True).env_steps == 160
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (tiny_run.config(replay={"capacity_steps": 9}), "keeps 4 steps, and batch_length is 5"),
+        (tiny_run.config(prefill_steps=60), "of which 60 fill the replay"),
+        (tiny_run.config(env_steps=16, prefill_steps=0), "of which 8 fill the replay"),
+        (tiny_run.config(train_ratio=0.1), "the rest earn 0.27 updates"),
+    ],
+)
+def test_settings_that_give_no_update_are_refused_before_anything_is_written(
+    tmp_path: Path, config: Config, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(config, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_in_the_middle_of_a_run_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 0
+    real = tiny_run.TinyEnv.step
+
+    def crash(env: tiny_run.TinyEnv, action: Any) -> Any:
+        nonlocal steps
+        steps += env.num_envs == 2  # those of training
+        if steps > 25:
+            raise EnvError("environment 1 has crashed")
+        return real(env, action)
+
+    config = tiny_run.config(eval_every_env_steps=0, eval_episodes=1)
+    monkeypatch.setattr(tiny_run.TinyEnv, "step", crash)
+    with pytest.raises(EnvError, match="environment 1 has crashed"):
+        train(config, tmp_path)
+    saved = checkpoint.load(tmp_path / "checkpoint")["counters"]
+    assert saved["policy_steps"] == 2 * 25
+    monkeypatch.setattr(tiny_run.TinyEnv, "step", real)
+    assert train(config, tmp_path, resume=True).env_steps == 120
+
+
+@pytest.mark.parametrize("overlap", ["on", "off"])
+def test_an_error_in_an_update_saves_what_was_learned_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: str
+) -> None:
+    update = Agent.update
+
+    def fail(agent: Agent, batch: Any) -> dict[str, float]:
+        if agent.updates == 5:
+            raise RuntimeError("out of luck")
+        return update(agent, batch)
+
+    monkeypatch.setattr(Agent, "update", fail)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        train(tiny_run.config(overlap=overlap), tmp_path)
+    assert checkpoint.load(tmp_path / "checkpoint")["agent"]["updates"] == 5
+
+
+def test_what_cannot_be_saved_on_the_way_out_does_not_hide_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Agent, "update", lambda *_: 1 / 0)
+    monkeypatch.setattr(Agent, "state_dict", lambda *_: [][0])
+    config = tiny_run.config()
+    saver = saving.Saver.save
+    monkeypatch.setattr(saving.Saver, "save", lambda _: None)  # the one at the start
+    run = start(config, tmp_path)
+    monkeypatch.setattr(saving.Saver, "save", saver)
+    run.rescue()
+    run.__exit__()
+    assert "warning: not saved: list index out of range" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_goes_back_and_then_gives_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_run.config(env_steps=2000, eval_every_env_steps=0)
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, learning_rate=1e30)
+    )
+    with pytest.raises(
+        NotFiniteError, match=r"^the policy's actions are not finite .*lower the learning"
+    ):
+        train(config, tmp_path)
+    said = capsys.readouterr().err
+    assert said.count("back to the weights of the last checkpoint") == 3
+    for tensor in checkpoint.load(tmp_path / "checkpoint")["agent"]["world_model"].values():
+        assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("overlap", ["on", "off"])
+def test_updates_that_are_not_finite_are_skipped_and_then_undone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overlap: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    loss, poisoned = WorldModel.loss, range(5, 5 + BAD_UPDATES)
+    calls = 0
+    states: list[dict[str, Any]] = []
+
+    def poison(self: WorldModel, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        seen = loss(self, *arguments)
+        if calls - 1 not in poisoned:
+            return seen
+        states.append({name: x.clone() for name, x in self.state_dict().items()})
+        metrics = seen.metrics | {"loss_reward": seen.metrics["loss_reward"] * torch.nan}
+        return dataclasses.replace(seen, total=seen.total * torch.nan, metrics=metrics)
+
+    monkeypatch.setattr(WorldModel, "loss", poison)
+    config = tiny_run.config(env_steps=400, eval_every_env_steps=0, overlap=overlap)
+    result = train(config, tmp_path)
+    assert result.updates == calls
+    said = capsys.readouterr().err
+    assert said.count("warning: world_model/loss_reward is nan, and the 19 updates after") == 1
+    for name, parameter in trained_model(config).named_parameters():
+        if parameter.requires_grad:  # no step was taken while it lasted
+            assert torch.equal(states[0][name], states[-1][name]), name
+    rows = [row["run/skipped_updates"] for row in lines(tmp_path) if "run/skipped_updates" in row]
+    assert max(rows) == BAD_UPDATES
+    assert all(None not in row.values() for row in lines(tmp_path))
+
+
+def trained_model(config: Config) -> WorldModel:
+    env = tiny_run.make_env(config.env, 1, 0)
+    return Agent(config, env.observation_spec, env.action_spec, torch.device("cpu")).world_model
+
+
+def test_the_agent_that_scored_best_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    means = iter([3.0, 5.0, 4.0])
+    updates: list[int] = []
+
+    def score(self: Evaluator, agent: Agent, film: bool) -> Evaluation:
+        updates.append(agent.updates)
+        return Evaluation([next(means)], [7])
+
+    monkeypatch.setattr(Evaluator, "score_agent", score)
+    train(tiny_run.config(), tmp_path)
+    assert checkpoint.load(tmp_path / "best")["agent"]["updates"] == updates[1] > 0
 
 
 def test_agent_of_vectors_is_scored_where_nothing_can_be_rendered(

@@ -84,7 +84,7 @@ def start(config: Config, folder: Path, resume: bool = False) -> Trainer:
 def step(run: Trainer, times: int) -> None:
     """Some steps of the loop, without reports, evaluations and checkpoints."""
     for _ in range(times):
-        run.count(run.collector.collect(1))
+        run.count(run.collect())
         run.learn(run.agent.update)
 
 

@@ -16,12 +16,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import tyro
 
-from mudreamer_fast.config import PRESETS, ActionChoice, Config, ConfigError
+from mudreamer_fast.config import PRESETS, ActionChoice, BackendName, Config, ConfigError
 from mudreamer_fast.machine.allocator import keep_freed_memory
+from mudreamer_fast.machine.screen import say, silence
 from mudreamer_fast.run.folder import RunFolder, default_run_dir, read_config
 from mudreamer_fast.run.metrics import METRICS_FILE
 
@@ -41,9 +42,10 @@ HELP = f"""\
 usage: {PROGRAM} COMMAND [options]
 
 commands:
-  train [PRESET] [options]   train an agent; --resume RUN goes on with a stopped run
+  train [PRESET] [options]   train an agent; --resume RUN goes on with a stopped run,
+                             --resume-or-start RUN with one that may not have begun
   plot RUN... [options]      draw one metric of several runs side by side
-  evaluate RUN [options]     score a run's newest checkpoint, and film it
+  evaluate RUN [options]     score a run's newest or best checkpoint, and film it
   info [PRESET] [options]    tasks, presets, versions, and how long the preset takes here
   doctor                     check what the program needs on this machine
 
@@ -63,6 +65,9 @@ class TrainCommand:
     """Run folder; None makes runs/<task>-<preset>-seed<seed>-<time>."""
     resume: Path | None = None
     """Run folder to go on with, by its own settings; those of train may be given anew."""
+    resume_or_start: Path | None = None
+    """Run folder to go on with where it has a checkpoint, and to start in where it has none, by
+    the preset and options given: one command for a scheduler that starts a job again."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class InfoCommand:
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """Score the newest checkpoint of a run."""
+    """Score a checkpoint of a run."""
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
@@ -88,8 +93,12 @@ class EvaluateCommand:
     """Seed of the episodes; None takes those that the run itself was evaluated on."""
     policy: ActionChoice | None = None
     """Actions: sampled, or the policy's mode; None takes the run's eval_policy."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """The newest, or the one that scored best in the run's evaluations."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N, whatever the run was trained on."""
+    backend: BackendName = "auto"
+    """Implementation of the model's operations, whatever the run was trained with."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +129,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return SIGNAL_EXIT + 2
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return 1
     except Exception as error:
         if debug or not _is_expected(error):
             raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        say(f"error: {_one_line(error)}\n")
         return 2
 
 
@@ -155,22 +164,44 @@ def _train(words: list[str]) -> int:
     if resumed is None:
         preset, config, words = _take_preset(words)
     else:
-        preset, config = "", read_config(RunFolder(Path(resumed)).config)
+        preset, config = "", read_config(RunFolder(Path(resumed).expanduser()).config)
     command = _parse(TrainCommand, f"{PROGRAM} train {preset}", words, TrainCommand(config))
-    if command.resume is not None and command.run_dir is not None:
-        raise ConfigError("--resume names the run folder: give it or --run-dir, not both")
+    folders = command.run_dir, command.resume, command.resume_or_start
+    if sum(folder is not None for folder in folders) > 1:
+        raise ConfigError(
+            "--run-dir, --resume and --resume-or-start each name the run folder: give one"
+        )
 
     from mudreamer_fast.disk import checkpoint
+    from mudreamer_fast.run.saving import RunOverError
     from mudreamer_fast.train import train
 
-    run_dir = command.resume or command.run_dir or default_run_dir(command.config, preset)
-    result = train(command.config, run_dir, resume=command.resume is not None)
+    run_dir = next(filter(None, folders), None) or default_run_dir(command.config, preset)
+    folder = RunFolder(run_dir)
+    requeued = command.resume_or_start is not None
+    resume = command.resume is not None or (requeued and checkpoint.exists(folder.checkpoint))
+
+    def say_how_to_go_on(ended: str) -> None:
+        if checkpoint.exists(folder.checkpoint):
+            ended += f"; go on with: {PROGRAM} train --resume {shlex.quote(str(run_dir))}"
+        say(f"{ended}\n")
+
+    try:
+        result = train(command.config, run_dir, resume)
+    except ConfigError as error:  # the run has not begun
+        if requeued and isinstance(error, RunOverError):
+            say(f"{error}\n")
+            return 0
+        raise
+    except BaseException:
+        say_how_to_go_on("ended")
+        raise
     if result.stopped_by is not None:
-        line = f"stopped at {result.env_steps:,} env steps"
-        if checkpoint.exists(RunFolder(Path(run_dir)).checkpoint):
-            line += f"; go on with: {PROGRAM} train --resume {shlex.quote(str(run_dir))}"
-        print(line, file=sys.stderr)
+        say_how_to_go_on(f"stopped at {result.env_steps:,} env steps")
         return SIGNAL_EXIT + result.stopped_by
+    if not result.updates:
+        say("error: the run ended before its first update: it has learned nothing\n")
+        return 1
     return 0
 
 
@@ -181,14 +212,30 @@ def _evaluate(words: list[str]) -> int:
     if command.seed is not None and command.seed < 0:
         raise ConfigError(f"seed must not be negative, got {command.seed}")
 
+    from mudreamer_fast.run.pictures import check_video_path
     from mudreamer_fast.run.results import score_table, write_film
     from mudreamer_fast.run.scoring import score_run
 
-    config = read_config(RunFolder(command.run).config)
+    if command.video is not None:
+        try:
+            check_video_path(command.video)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+    folder = RunFolder(command.run)
+    config = read_config(folder.config)
+    # How it was trained does not matter here; where it was may have had what this machine lacks.
+    train = dataclasses.replace(config.train, backend=command.backend, cuda_graph="auto")
+    config = dataclasses.replace(config, train=train)
     film = command.video is not None
     eval_policy = command.policy or config.train.eval_policy
     evaluation, random_scores = score_run(
-        config, command.run, command.episodes, command.seed, eval_policy, command.device, film
+        config,
+        folder.best if command.checkpoint == "best" else folder.checkpoint,
+        command.episodes,
+        command.seed,
+        eval_policy,
+        command.device,
+        film,
     )
     print(score_table(evaluation.scores, random_scores, eval_policy))
     if command.video is not None:
@@ -270,11 +317,26 @@ def _parse(
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return cast(_Command, tyro.cli(kind, args=words, prog=program.strip(), **described))
+            parsed = tyro.cli(kind, args=words, prog=program.strip(), **described)
+            return cast(_Command, _with_homes(parsed))
     except SystemExit as end:
         if not end.code:
             raise
         raise ConfigError(_unframe(said.getvalue(), program.strip())) from None
+
+
+def _with_homes(command: Any) -> Any:
+    """A command with every `~` in its paths replaced, which shells do in few places."""
+
+    def home(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(home, value))
+        return value.expanduser() if isinstance(value, Path) else value
+
+    fields = {
+        field.name: home(getattr(command, field.name)) for field in dataclasses.fields(command)
+    }
+    return dataclasses.replace(command, **fields)
 
 
 def _describe(kind: type) -> str:
@@ -308,9 +370,11 @@ def _is_expected(error: Exception) -> bool:
     from mudreamer_fast.disk.checkpoint import CheckpointError
     from mudreamer_fast.envs.vector_env import EnvError
     from mudreamer_fast.replay import StorageError
+    from mudreamer_fast.run.guard import NotFiniteError
 
     out_of_memory = type(error).__name__ == "OutOfMemoryError"  # the GPU's, without importing torch
-    return out_of_memory or isinstance(error, CheckpointError | EnvError | StorageError)
+    ours = CheckpointError | EnvError | NotFiniteError | StorageError
+    return out_of_memory or isinstance(error, ours)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop."""
+"""Signals as a request to stop: Ctrl-C, SIGTERM, a closed terminal, a scheduler's warning."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Turns the first Ctrl-C (or SIGTERM) into a request to stop; the second ends at once.
+    """Turns the first of `SIGNALS` into a request to stop; Ctrl-C after that ends at once.
 
-    After the first, the system's own handling is put back, so that the second needs no Python
-    code to run and works in the middle of a long native call.
+    After the first, the system's own handling of Ctrl-C is put back, so that it needs no Python
+    code to run and works in the middle of a long native call. The other signals are then without
+    effect: a shell and the kernel both send SIGHUP when a terminal closes. A SIGHUP that is
+    ignored from the start, as under nohup, stays so.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    """SIGUSR1 is what Slurm's --signal is usually told to send before a job's time is up."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -28,6 +31,8 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -41,9 +46,9 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        for other in self.SIGNALS:
-            signal.signal(other, signal.SIG_DFL)
+        if self.received is None:
+            self.received = number
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def raise_if_received(self) -> None:
         """Raises Stopped once a stop was asked for."""

@@ -143,5 +143,6 @@ class RunningStatistics(nn.Module):
             rows *= len(mean)
             mean, var = mean.mean(0, True), var.mean(0, True) + mean.var(0, False, keepdim=True)
         for step_mean, step_var in zip(mean, var * (rows / max(1, rows - 1)), strict=True):
-            self.mean.lerp_(step_mean, self.momentum)
-            self.var.lerp_(step_var, self.momentum)
+            for average, new in ((self.mean, step_mean), (self.var, step_var)):
+                # An average that has once taken in a NaN would never lose it again.
+                average.lerp_(torch.where(new.isfinite(), new, average), self.momentum)

@@ -15,6 +15,22 @@ UNIT_INIT_STD = 2.0
 """Added before the sigmoid, so that an untrained policy explores with a std near MAX_STD."""
 
 
+def entropy_range(size: int, continuous: bool, unimix: float) -> tuple[float, float]:
+    """The lowest and the highest entropy that a policy can have, in nats.
+
+    Args:
+        size: A, numbers or choices.
+        continuous: `ScaledNormal`; otherwise `OneHotCategorical`.
+        unimix: share of the uniform distribution in the latter.
+    """
+    if continuous:
+        unit = 0.5 * math.log(2 * math.pi * math.e)
+        return size * (math.log(MIN_STD) + unit), size * (math.log(MAX_STD) + unit)
+    rest = unimix / size
+    probs = [1.0 - unimix + rest] + (size - 1) * [rest]
+    return -sum(p * math.log(p) for p in probs if p > 0), math.log(size)
+
+
 class _StraightThrough(torch.autograd.Function):
     """One-hot value, gradient of the probabilities."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import time
@@ -29,8 +30,13 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """Folder of the newest checkpoint."""
+        """Folder of the newest checkpoints."""
         return self.root / "checkpoint"
+
+    @property
+    def best(self) -> Path:
+        """Folder of the agent that scored best in an evaluation."""
+        return self.root / "best"
 
     @property
     def replay(self) -> Path:
@@ -59,10 +65,17 @@ class RunFolder:
 
 
 def default_run_dir(config: Config, preset: str) -> Path:
-    """`runs/<task>-<preset>-seed<seed>-<time>`, the task without its slash."""
+    """`runs/<task>-<preset>-seed<seed>-<time>`, the task without its slash.
+
+    Of two runs that start in the same second the later one's name ends in -2.
+    """
     task = config.env.task.replace("/", "_")
     moment = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{task}-{preset}-seed{config.train.seed}-{moment}"
+    first = Path("runs") / f"{task}-{preset}-seed{config.train.seed}-{moment}"
+    names = itertools.chain(
+        [first], (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))
+    )
+    return next(path for path in names if not path.exists())
 
 
 def write_json(path: Path, content: Any) -> Path:

@@ -7,11 +7,11 @@ import importlib.util
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mudreamer_fast.machine.screen import say
 from mudreamer_fast.run.tensorboard import TensorBoardWriter
 
 METRICS_FILE = "metrics.jsonl"
@@ -42,7 +42,7 @@ class MetricsLogger:
         """
         self._folder = Path(folder)
         self._path = self._folder / METRICS_FILE
-        self._warn = warn or (lambda message: print(message, file=sys.stderr))
+        self._warn = warn or (lambda message: say(message + "\n"))
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._failing = False

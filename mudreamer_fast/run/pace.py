@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mudreamer_fast.config import Config
+from mudreamer_fast.config import Config, ConfigError
 
 EVALUATION_MARGIN = 1.5
 """The final evaluation is given this many times the last one's duration within max_minutes."""
@@ -31,6 +31,32 @@ class Counters:
     """How often the run was resumed; seeds the environments' new episodes."""
     random_scores: list[float] = field(default_factory=list)
     """Returns of the random policy."""
+    best_score: float = -math.inf
+    """The highest mean return of an evaluation."""
+
+
+def check_that_updates_come(config: Config) -> None:
+    """Refuses settings under which a run would end without an update.
+
+    Raises:
+        ConfigError: naming the number that is too small.
+    """
+    envs, length = config.env.num_envs, config.replay.batch_length
+    kept = config.replay.capacity_steps // envs
+    if kept < length:
+        raise ConfigError(
+            f"nothing could be learned: of each of {envs} environments the replay keeps {kept} "
+            f"steps, and batch_length is {length}; capacity_steps must be at least {envs * length}"
+        )
+    steps = math.ceil(config.train.env_steps / config.env.action_repeat)
+    filled = max(min(config.train.prefill_steps, config.replay.capacity_steps), envs * (length - 1))
+    updates = (steps - filled) * config.updates_per_policy_step
+    if updates < 1:
+        raise ConfigError(
+            f"nothing would be learned: {config.train.env_steps} env_steps are {steps} policy "
+            f"steps, of which {filled} fill the replay (prefill_steps, or batch_length in each "
+            f"environment) and the rest earn {max(0.0, updates):.2g} updates"
+        )
 
 
 class Pace:
@@ -81,9 +107,17 @@ class Pace:
         return 60 * minutes - self.seconds - EVALUATION_MARGIN * self._evaluation_seconds
 
     @property
+    def limit(self) -> str | None:
+        """The setting that ends the run now, and its value; None while it goes on."""
+        train = self._config.train
+        if self.env_steps >= train.env_steps:
+            return f"env_steps {train.env_steps}"
+        return f"max_minutes {train.max_minutes:g}" if self.seconds_left <= 0 else None
+
+    @property
     def finished(self) -> bool:
         """Whether all steps are taken or the time is up."""
-        return self.env_steps >= self._config.train.env_steps or self.seconds_left <= 0
+        return self.limit is not None
 
     def count_step(self, num_envs: int, learning: bool) -> None:
         """Count a policy step of every environment, which earns updates once learning has begun."""

@@ -113,20 +113,31 @@ def write_video(frames: Sequence[Frame], path: str | os.PathLike[str], fps: floa
         The path written.
 
     Raises:
-        ValueError: no frames, or another suffix.
+        ValueError: no frames, or a path that `check_video_path` refuses.
     """
     path = Path(path)
     if not frames:
         raise ValueError("a video needs at least one frame")
-    if path.suffix not in (".mp4", ".gif"):
-        raise ValueError(f"a video's name must end in .mp4 or .gif, got {path.name!r}")
-    if path.suffix == ".mp4":
+    check_video_path(path)
+    if path.suffix.lower() == ".mp4":
         for codec in video_codecs():
             _encode(frames, path, fps, codec)
             return path
     path = path.with_suffix(".gif")
     _write_gif(frames, path, fps)
     return path
+
+
+def check_video_path(path: Path) -> None:
+    """Refuses a path that no video could be written to.
+
+    Raises:
+        ValueError: a folder that is not there, or a suffix other than .mp4 and .gif.
+    """
+    if path.suffix.lower() not in (".mp4", ".gif"):
+        raise ValueError(f"a video's name must end in .mp4 or .gif, got {path.name!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"no folder {path.parent} to write the video {path.name!r} to")
 
 
 def video_codecs() -> list[str]:

@@ -14,19 +14,23 @@ from typing import TextIO
 
 from mudreamer_fast.config import Config
 from mudreamer_fast.machine.memory import resident_bytes
-from mudreamer_fast.run.collapse import CollapseWatch
+from mudreamer_fast.machine.screen import say
 from mudreamer_fast.run.metrics import MetricsLogger
+from mudreamer_fast.run.watch import LearningWatch
 
 
 class Progress:
-    """The live line: overwritten in place on a terminal, a plain line now and then elsewhere."""
+    """The live line: overwritten in place on a terminal, a plain line now and then elsewhere.
+
+    A screen that is gone is no reason to end a run: see `machine.screen.say`.
+    """
 
     REDRAW_SECONDS = 0.5
 
     def __init__(self, every_seconds: float, stream: TextIO | None = None) -> None:
         """Takes seconds between two lines where the stream is no terminal."""
         self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
+        self._live = self._stream is not None and self._stream.isatty()
         self._every_seconds = self.REDRAW_SECONDS if self._live else every_seconds
         self._next = 0.0
         self._width = 0
@@ -41,25 +45,22 @@ class Progress:
         if self._live:
             # A line that wraps could not be drawn over.
             line = line[: shutil.get_terminal_size().columns - 1]
-            self._stream.write("\r" + line.ljust(self._width))
+            say("\r" + line.ljust(self._width), self._stream)
             self._width = len(line)
         else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
+            say(line + "\n", self._stream)
 
     def message(self, line: str) -> None:
         """Prints a line that stays, above the live one."""
         if self._live and self._width:
-            self._stream.write("\r" + " " * self._width + "\r")
+            say("\r" + " " * self._width + "\r", self._stream)
             self._width = 0
-        self._stream.write(line + "\n")
-        self._stream.flush()
+        say(line + "\n", self._stream)
 
     def close(self) -> None:
         """Ends the live line, so that what follows starts on a line of its own."""
         if self._live and self._width:
-            self._stream.write("\n")
-            self._stream.flush()
+            say("\n", self._stream)
             self._width = 0
 
 
@@ -110,6 +111,8 @@ class Standing:
     """Those that updates were owed for."""
     updates: int
     """Gradient updates done."""
+    skipped_updates: int
+    """Those of them that were not finite and changed nothing, in this process."""
     seconds: float
     """Wall time of the run."""
     seconds_left: float
@@ -121,21 +124,44 @@ class Standing:
 
 
 class Reporter:
-    """Takes what happens in a run and tells it: to the screen now, to the log every so often."""
+    """Takes what happens in a run and tells it: to the screen now, to the log every so often.
 
-    def __init__(self, config: Config, folder: Path, resume_env_steps: int | None) -> None:
-        """Opens the log; see `MetricsLogger` for the step resumed from."""
-        self.config = config
+    Args:
+        config: the run's settings.
+        folder: run folder.
+        resume_env_steps: see `MetricsLogger`.
+        policy_entropy: the lowest and the highest that the policy can have, nats.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        resume_env_steps: int | None,
+        policy_entropy: tuple[float, float],
+    ) -> None:
+        self.config, self._folder = config, folder
         self.progress = Progress(config.train.log_every_seconds)
         self.logger = MetricsLogger(folder, resume_env_steps, warn=self.progress.message)
         self.last_score: float | None = None
-        self._collapse = CollapseWatch(config.model.classes)
+        self._watch = LearningWatch(config.model, policy_entropy)
         self._speed = Speed()
         self._next_log = time.monotonic() + config.train.log_every_seconds
 
     def message(self, line: str) -> None:
         """Shows a line that stays."""
         self.progress.message(line)
+
+    def introduce(self, on: str) -> None:
+        """Says where the run lies, what it runs on, and how much it learns from each step."""
+        ratio = self.config.train.train_ratio
+        self.message(f"run folder {self._folder}")
+        self.message(f"{self.config.env.task} on {on}")
+        self.message(
+            f"train ratio {ratio:g}: {ratio:g} replayed steps per policy step, "
+            f"{ratio / self.config.env.action_repeat:g} per environment step; "
+            f"{self.config.updates_per_policy_step:g} updates per policy step"
+        )
 
     def episode(self, score: float, length_steps: int, env_steps: int, seconds: float) -> None:
         """Notes a finished training episode."""
@@ -152,8 +178,8 @@ class Reporter:
         self.logger.write(env_steps, seconds, values)
 
     def update(self, metrics: Mapping[str, float]) -> None:
-        """Notes what an update gave."""
-        self.logger.add(metrics)
+        """Notes what an update gave; a number that is not finite would spoil the average."""
+        self.logger.add({name: value for name, value in metrics.items() if math.isfinite(value)})
 
     def tick(self, standing: Standing) -> None:
         """Draws the progress line and writes a line of averages, each when it is time."""
@@ -169,14 +195,14 @@ class Reporter:
         if now < self._next_log:
             return
         self._next_log = now + self.config.train.log_every_seconds
-        warning = self._collapse.check(self.logger.averages())
-        if warning:
+        for warning in self._watch.check(self.logger.averages(), standing.updates):
             self.message(warning)
             self.logger.write(standing.env_steps, standing.seconds, {"warning": warning})
         env_rate, update_rate, waiting_share, collecting_share = self._speed.rates()
         values = {
             "run/policy_steps": standing.policy_steps,
             "run/updates": standing.updates,
+            "run/skipped_updates": standing.skipped_updates,
             "run/train_ratio": self._ratio(standing),
             "speed/env_steps_per_second": env_rate,
             "speed/updates_per_second": update_rate,

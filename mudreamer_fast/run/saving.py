@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mudreamer_fast.agent import Agent
@@ -11,10 +11,15 @@ from mudreamer_fast.config import Config, ConfigError
 from mudreamer_fast.disk import checkpoint
 from mudreamer_fast.disk.arrays import Empty
 from mudreamer_fast.machine.seeds import generator_states, restore_generator_states
-from mudreamer_fast.replay import ReplayBuffer
+from mudreamer_fast.replay import ReplayBuffer, StorageError
 from mudreamer_fast.replay.prefetch import Prefetcher
 from mudreamer_fast.run.folder import RunFolder, read_config
-from mudreamer_fast.run.pace import Counters
+from mudreamer_fast.run.pace import Pace
+from mudreamer_fast.run.reporter import Reporter
+
+
+class RunOverError(ConfigError):
+    """A run to be resumed that has nothing left to do."""
 
 
 def read_saved(folder: RunFolder, config: Config, resume: bool) -> dict[str, Any]:
@@ -25,8 +30,8 @@ def read_saved(folder: RunFolder, config: Config, resume: bool) -> dict[str, Any
             model or behaviour.
         checkpoint.CheckpointError: nothing to resume, or nothing that can be read.
     """
-    taken = folder.config.exists() or checkpoint.exists(folder.checkpoint)
-    if not resume and (taken or folder.replay.exists()):
+    taken = checkpoint.exists(folder.checkpoint) or folder.replay.exists()
+    if not resume and (taken or folder.result.exists()):
         raise ConfigError(f"{folder.root} holds a run: resume it, or name another folder")
     if not resume:
         return {}
@@ -40,10 +45,23 @@ def read_saved(folder: RunFolder, config: Config, resume: bool) -> dict[str, Any
     return checkpoint.load(folder.checkpoint)
 
 
+def check_unfinished(folder: RunFolder, pace: Pace) -> None:
+    """Refuses to resume a run that is over, naming what would let it go on.
+
+    Raises:
+        RunOverError: it has reached its last step or minute, and left its results.
+    """
+    if pace.limit is not None and folder.result.exists():
+        option = pace.limit.split()[0].replace("_", "-")
+        raise RunOverError(
+            f"the run in {folder.root} is over ({pace.limit}); give it more by --train.{option}"
+        )
+
+
 def restore(
     saved: Mapping[str, Any], agent: Agent, replay: ReplayBuffer, batches: Prefetcher
 ) -> None:
-    """Bring a run's parts into the state that `write` saved."""
+    """Bring a run's parts into the state that `Saver.save` saved."""
     agent.load_state_dict(saved["agent"])
     if "replay" in saved and not len(replay):
         replay.load_state_dict(saved["replay"])
@@ -52,32 +70,79 @@ def restore(
     restore_generator_states(saved["generators"])
 
 
-def write(
-    folder: RunFolder,
-    config: Config,
-    counters: Counters,
-    agent: Agent,
-    replay: ReplayBuffer,
-    batches: Prefetcher,
-) -> None:
-    """Write a checkpoint; no update may be under way.
+class Saver:
+    """Writes a run's checkpoints; one that fails is told and tried again at the next occasion.
 
-    Raises:
-        checkpoint.CheckpointError, StorageError: it cannot be written; the last one still stands.
+    Args:
+        folder: run folder.
+        config: the run's settings.
+        pace: knows how far the run is, and is told when a checkpoint was written.
+        agent: what has learned; no update may be under way while it is saved.
+        replay: what it learns from.
+        batches: those drawn ahead.
+        reporter: is told what fails, and how long it took.
     """
 
-    def build(empty: Empty) -> dict[str, Any]:
-        state: dict[str, Any] = {
-            "counters": dataclasses.asdict(counters),
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: Config,
+        pace: Pace,
+        agent: Agent,
+        replay: ReplayBuffer,
+        batches: Prefetcher,
+        reporter: Reporter,
+    ) -> None:
+        self._folder, self._config, self._pace = folder, config, pace
+        self._agent, self._replay, self._batches = agent, replay, batches
+        self._reporter = reporter
+
+    def save(self) -> None:
+        """Write a checkpoint, from which the run can go on."""
+        started = self._pace.counters.seconds = self._pace.seconds
+        keep = self._config.train.keep_checkpoints
+        self._attempt(lambda: checkpoint.save(self._state, self._folder.checkpoint, keep))
+        self._reporter.update({"checkpoint/seconds": self._pace.seconds - started})
+        self._pace.schedule_checkpoint()
+
+    def save_best(self, score: float) -> None:
+        """Write the agent, for evaluations alone, if it has never scored better."""
+        counters = self._pace.counters
+        if score <= counters.best_score:
+            return
+        counters.best_score = score
+        self._attempt(lambda: checkpoint.save(self._learned(), self._folder.best))
+
+    def go_back(self, reason: str) -> None:
+        """Bring the weights and moments of the last checkpoint back, and nothing else.
+
+        The generator goes on: the same draws might lead to the same end.
+        """
+        self._reporter.message(f"warning: {reason}: back to the weights of the last checkpoint")
+        now = self._agent.state_dict()
+        before = checkpoint.load(self._folder.checkpoint, ("agent",))["agent"]
+        kept = {name: now[name] for name in ("generator", "updates")}
+        self._agent.load_state_dict(before | kept)
+
+    def _attempt(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (checkpoint.CheckpointError, StorageError) as error:
+            self._reporter.message(f"warning: {error}")
+
+    def _learned(self) -> dict[str, Any]:
+        return {
+            "counters": dataclasses.asdict(self._pace.counters),
             "generators": generator_states(),
-            "agent": agent.state_dict(),
+            "agent": self._agent.state_dict(),
         }
-        if config.replay.storage == "disk":
-            replay.flush()
-        elif config.train.save_replay:
-            state["replay"] = replay.state_dict(empty)
+
+    def _state(self, empty: Empty) -> dict[str, Any]:
+        state = self._learned()
+        if self._config.replay.storage == "disk":
+            self._replay.flush()
+        elif self._config.train.save_replay:
+            state["replay"] = self._replay.state_dict(empty)
         else:
             return state
-        return {**state, "batches": batches.pending()}
-
-    checkpoint.save(build, folder.checkpoint)
+        return {**state, "batches": self._batches.pending()}

@@ -14,7 +14,6 @@ from mudreamer_fast.envs import VectorEnv, make_env
 from mudreamer_fast.evaluate import Evaluation, evaluate
 from mudreamer_fast.machine.device import resolve_device, settle_arithmetic
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
-from mudreamer_fast.run.folder import RunFolder
 
 PolicyMaker = Callable[[VectorEnv], tuple[Policy, Any]]
 """Gives a policy for an environment, and its first state."""
@@ -81,18 +80,18 @@ def score(
 
 def score_run(
     config: Config,
-    run_dir: Path,
+    folder: Path,
     episodes: int | None,
     seed: int | None,
     eval_policy: ActionChoice,
     device: str,
     film: bool,
 ) -> tuple[Evaluation, list[float]]:
-    """Scores the newest checkpoint of a run.
+    """Scores a checkpoint of a run.
 
     Args:
         config: the run's.
-        run_dir: run folder.
+        folder: of its checkpoints.
         episodes: number of episodes; None takes the run's.
         seed: stands in for the run's; None plays the episodes of its own evaluations.
         eval_policy: whether actions are sampled or the most likely ones.
@@ -107,7 +106,7 @@ def score_run(
         checkpoint.CheckpointError: no checkpoint, or none that can be read.
     """
     chosen = resolve_device(device)
-    saved = checkpoint.load(RunFolder(run_dir).checkpoint, ("agent", "counters"))
+    saved = checkpoint.load(folder, ("agent", "counters"))
     settle_arithmetic(config.train.threads, config.train.tf32)
     seed = config.train.seed if seed is None else seed
 

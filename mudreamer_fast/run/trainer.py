@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
 from mudreamer_fast.agent import Agent
-from mudreamer_fast.collect import Collector, Episode, random_policy
+from mudreamer_fast.collect import Collector, Episode, PolicyNotFiniteError, random_policy
 from mudreamer_fast.config import Config
-from mudreamer_fast.disk import checkpoint
 from mudreamer_fast.envs import make_env
 from mudreamer_fast.evaluate import Evaluation
 from mudreamer_fast.learner import Learner, Update
@@ -22,14 +21,18 @@ from mudreamer_fast.machine.device import (
     settle_arithmetic,
     threads_beside_acting,
 )
+from mudreamer_fast.machine.screen import say
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed, seed_everything
 from mudreamer_fast.machine.signals import StopSignals
+from mudreamer_fast.ops.distributions import entropy_range
 from mudreamer_fast.replay import StorageError
 from mudreamer_fast.replay.prefetch import Prefetcher
 from mudreamer_fast.run import saving
 from mudreamer_fast.run.evaluator import Evaluator
 from mudreamer_fast.run.folder import RunFolder, write_config
-from mudreamer_fast.run.pace import Counters, Pace
+from mudreamer_fast.run.guard import FiniteGuard
+from mudreamer_fast.run.lock import RunLock
+from mudreamer_fast.run.pace import Counters, Pace, check_that_updates_come
 from mudreamer_fast.run.replay import open_replay
 from mudreamer_fast.run.reporter import Reporter, Standing
 from mudreamer_fast.run.results import TrainResult, score_table, write_results
@@ -41,16 +44,20 @@ class Trainer:
     def __init__(self, config: Config, run_dir: Path, resume: bool, stop: StopSignals) -> None:
         """Builds everything, or raises and leaves nothing open."""
         self.config, self.stop, self.folder = config, stop, RunFolder(run_dir)
+        check_that_updates_come(config)
         device = resolve_device(config.train.device)
-        saved = saving.read_saved(self.folder, config, resume)
-        self.counters = Counters(**saved["counters"]) if resume else Counters()
-        self.counters.resumes += resume
-        self.pace = Pace(config, self.counters)
-        threads = threads_beside_acting(config.train.threads, config.train.overlap, device)
-        settle_arithmetic(threads, config.train.tf32)
-        seed_everything(self._seed(SeedUse.GLOBAL))
         self._open = ExitStack()
         try:
+            self._open.enter_context(RunLock(run_dir))
+            saved = saving.read_saved(self.folder, config, resume)
+            self.counters = Counters(**saved["counters"]) if resume else Counters()
+            self.counters.resumes += resume
+            self.pace = Pace(config, self.counters)
+            if resume:
+                saving.check_unfinished(self.folder, self.pace)
+            threads = threads_beside_acting(config.train.threads, config.train.overlap, device)
+            settle_arithmetic(threads, config.train.tf32)
+            seed_everything(self._seed(SeedUse.GLOBAL))
             self.env = make_env(config.env, config.env.num_envs, self._seed(SeedUse.COLLECT))
             self._open.callback(self.env.close)
             self.replay = open_replay(config, self.env, self.folder, self._seed(SeedUse.REPLAY))
@@ -62,10 +69,20 @@ class Trainer:
                 saving.restore(saved, self.agent, self.replay, self.batches)
             self.learner = self._make_learner(device)  # copies the weights that are there now
             self._open.callback(self.learner.close)
-            run_dir.mkdir(parents=True, exist_ok=True)
             write_config(config, self.folder.config)
-            self.reporter = Reporter(config, run_dir, self.pace.env_steps if resume else None)
+            action = self.env.action_spec
+            self.reporter = Reporter(
+                config,
+                run_dir,
+                self.pace.env_steps if resume else None,
+                entropy_range(action.size, action.continuous, config.model.unimix),
+            )
             self._open.callback(self.reporter.close)
+            parts = self.agent, self.replay, self.batches, self.reporter
+            self._saver = saving.Saver(self.folder, config, self.pace, *parts)
+            self._guard = FiniteGuard(self._go_back)
+            if not resume:
+                self._saver.save()  # from here on a run that is killed can be resumed
             self.evaluator = Evaluator(config, self.pace, self.reporter, stop)
         except BaseException:
             self._open.close()
@@ -104,29 +121,25 @@ class Trainer:
         try:
             self.replay.close()
         except StorageError as error:
-            print(f"warning: {error}", file=sys.stderr)
+            say(f"warning: {error}\n")
 
     def _seed(self, use: SeedUse) -> int:
         return derived_seed(self.config.train.seed, use, self.counters.resumes)
 
     def _introduce(self) -> None:
         """Says what runs, on what, and how much it learns from each step."""
-        config, tell = self.config, self.reporter.message
-        ratio, repeat = config.train.train_ratio, config.env.action_repeat
+        graphs = " in CUDA graphs" if self.agent.graphed else ""
+        meanwhile = ", acting meanwhile" if self.learner.in_background else ""
         parameters = sum(self.agent.parameter_counts().values())
-        tell(f"run folder {self.folder.root}")
-        tell(
-            f"{config.env.task} on {type(self.env).__name__}, {parameters / 1e6:.2f} M parameters "
-            f"on {self.agent.device}, {self.agent.backend} operations"
-            + (" in CUDA graphs" if self.agent.graphed else "")
-            + (", acting meanwhile" if self.learner.in_background else "")
-        )
-        tell(
-            f"train ratio {ratio:g}: {ratio:g} replayed steps per policy step, "
-            f"{ratio / repeat:g} per environment step; "
-            f"{config.updates_per_policy_step:g} updates per policy step"
+        self.reporter.introduce(
+            f"{type(self.env).__name__}, {parameters / 1e6:.2f} M parameters "
+            f"on {self.agent.device}, {self.agent.backend} operations{graphs}{meanwhile}"
         )
         self._report_problems()
+
+    def _go_back(self, reason: str) -> None:
+        self._saver.go_back(reason)
+        self.learner.catch_up()
 
     def _report_problems(self) -> None:
         """What became of a replay on disk, where it is not what it should be."""
@@ -146,6 +159,16 @@ class Trainer:
         self.collector.hand_over(self.learner.acting.act, state)
 
     # The steps of the loop
+
+    def collect(self) -> list[Episode]:
+        """Take one step in every environment."""
+        try:
+            return self.collector.collect(1)
+        except PolicyNotFiniteError as error:
+            self.finish_updates()
+            self._guard.go_back(f"{error} after update {self.agent.updates:,}")
+            self._hand_over()
+            return []
 
     @property
     def waited_seconds(self) -> float:
@@ -180,6 +203,7 @@ class Trainer:
         self._updates_started = 0
         for metrics in done:
             self.reporter.update(metrics)
+            self._guard.check(metrics)
 
     def report(self) -> None:
         """Progress to the screen, averages to the log, each when it is time."""
@@ -191,6 +215,7 @@ class Trainer:
                 counters.policy_steps,
                 counters.learning_policy_steps,
                 self.agent.updates,
+                self._guard.skipped,
                 self.pace.seconds,
                 self.pace.seconds_left,
                 self.waited_seconds,
@@ -204,21 +229,26 @@ class Trainer:
         self.learner.pause()
         evaluation = self.evaluator.score_agent(self.agent, film)
         self.pace.schedule_evaluation()
+        self._saver.save_best(fmean(evaluation.scores))
         return evaluation
 
     def save(self) -> None:
-        """Writes a checkpoint; one that fails is told and tried again at the next occasion."""
+        """Writes a checkpoint, after the updates under way, unless these raise doubts."""
         self.finish_updates()
         self.learner.pause()
-        started = self.counters.seconds = self.pace.seconds
+        if self._guard.doubts:
+            self.reporter.message("warning: no checkpoint, as the last update was not finite")
+        else:
+            self._saver.save()
+
+    def rescue(self) -> None:
+        """Saves what was learned, whatever has ended the run; what cannot be saved is told."""
+        with suppress(Exception):  # the updates under way may be what failed
+            self.finish_updates()
         try:
-            saving.write(
-                self.folder, self.config, self.counters, self.agent, self.replay, self.batches
-            )
-        except (checkpoint.CheckpointError, StorageError) as error:
-            self.reporter.message(f"warning: {error}")
-        self.reporter.update({"checkpoint/seconds": self.pace.seconds - started})
-        self.pace.schedule_checkpoint()
+            self.save()
+        except Exception as error:
+            self.reporter.message(f"warning: not saved: {error}")
 
     def finish(self, evaluation: Evaluation) -> TrainResult:
         """Writes scores and pictures and prints the table."""

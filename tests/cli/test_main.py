@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -17,9 +18,12 @@ from mudreamer_fast import train
 from mudreamer_fast.cli import doctor, info
 from mudreamer_fast.cli import main as cli
 from mudreamer_fast.cli.main import main
+from mudreamer_fast.collect import Collector
 from mudreamer_fast.config import PRESETS, Config
 from mudreamer_fast.disk import checkpoint
+from mudreamer_fast.envs import EnvError
 from mudreamer_fast.evaluate import VIDEO_SIZE
+from mudreamer_fast.machine.signals import StopSignals
 from mudreamer_fast.run import scoring, trainer
 from mudreamer_fast.run.folder import RunFolder, read_config, write_config
 from mudreamer_fast.run.metrics import METRICS_FILE
@@ -46,7 +50,7 @@ def parsed(*words: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, Path, 
 
     def note(config: Config, run_dir: Path, resume: bool) -> Any:
         calls.append((config, run_dir, resume))
-        return trainer.TrainResult(run_dir, 0, 0, 0.0, [], None, None)
+        return trainer.TrainResult(run_dir, 0, 1, 0.0, [], None, None)
 
     monkeypatch.setattr(train, "train", note)
     assert main(["train", *words]) == 0
@@ -149,6 +153,11 @@ ERRORS = {
     "train quick --env.task dmc/walker_fly": "'dmc/walker_fly'",
     "train quick --train.device gpu": "device must be auto, cpu, cuda or cuda:N, got 'gpu'",
     "train quick --train.device cuda:99": "cuda:99 was asked for",
+    "train quick --train.train-ratio inf": "train_ratio must be a finite number, got inf",
+    "train quick --behaviour.discount nan": "discount must be a finite number, got nan",
+    "train quick --replay.capacity-steps 2000 --env.num-envs 200": "keeps 10 steps, and batch_len",
+    "train quick --train.prefill-steps 60000": "the rest earn 0 updates",
+    "train quick --resume-or-start a --run-dir b": "each name the run folder: give one",
     "evaluate": "PATH",
     "plot": "plot needs at least one run folder",
     "plot /no/such/run": "/no/such/run is not a run folder",
@@ -244,7 +253,8 @@ def test_evaluate_repeats_the_runs_own_score_and_films_it(
     assert main(["evaluate", str(folder), "--episodes", "5", "--seed", "77"]) == 0
     (line,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith("agent, ")]
     assert line.split()[-1] == "5"
-    next(folder.glob("checkpoint/data-*/agent.pt")).write_bytes(b"")
+    for saved in folder.glob("checkpoint/data-*/agent.pt"):
+        saved.write_bytes(b"")
     assert main(["evaluate", str(folder)]) == 2
     assert "error: damaged checkpoint: " in capsys.readouterr().err
 
@@ -310,13 +320,14 @@ def launch(folder: Path, config: Config, **variables: str) -> subprocess.Popen[s
     )
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", StopSignals.SIGNALS)
+def test_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "a run"
     with launch(folder, tiny_run.config(env_steps=10**9)) as process:
         wait_for(process, "ratio 4.")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, rest = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "Traceback" not in rest
     last = rest.splitlines()[-1]
     assert last.endswith(f"go on with: mudreamer-fast train --resume '{folder}'")
@@ -331,6 +342,89 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert checkpoint.load(folder / "checkpoint")["counters"]["policy_steps"] == steps + 20
+
+
+def test_screen_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with launch(folder, tiny_run.config(env_steps=2000)) as process:
+        wait_for(process, "ratio 4.")
+        assert process.stderr is not None
+        process.stderr.close()
+        assert process.wait(PATIENCE_SECONDS) == 0
+    assert json.loads((folder / "result.json").read_text())["env_steps"] == 2000
+
+
+def test_error_in_a_run_is_one_line_after_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise EnvError("a simulator has crashed")
+
+    monkeypatch.setattr(Collector, "collect", fail)
+    folder = tmp_path / "run"
+    assert main(["train", *tiny_run.options(tiny_run.config(), folder)]) == 2
+    *_, go_on, error = capsys.readouterr().err.splitlines()
+    assert go_on == f"ended; go on with: mudreamer-fast train --resume {folder}"
+    assert error == "error: a simulator has crashed"
+
+
+def test_one_command_starts_a_run_and_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    words = tiny_run.options(tiny_run.config(), folder)
+    words[0] = "--resume-or-start"
+    count = Collector.collect
+
+    def stop(self: Collector, steps: int) -> Any:
+        if len(self._replay) > 50:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return count(self, steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Collector, "collect", stop)
+        assert main(["train", *words]) == 128 + signal.SIGUSR1
+    assert main(["train", *words]) == 0
+    assert checkpoint.load(folder / "checkpoint")["counters"]["resumes"] == 1
+    assert json.loads((folder / "result.json").read_text())["env_steps"] == 120
+    capsys.readouterr()
+    assert main(["train", *words]) == 0  # as often as a scheduler starts it
+    assert "is over (env_steps 120)" in capsys.readouterr().err
+    assert main(["train", *words, "--resume", str(folder)]) == 2
+    assert "each name the run folder: give one" in capsys.readouterr().err
+
+
+def test_run_without_an_update_does_not_end_with_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_run.config(max_minutes=1e-6)
+    assert main(["train", *tiny_run.options(config, tmp_path / "run")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: the run ended before its first update: it has learned nothing"
+    )
+
+
+def test_evaluate_takes_a_run_that_was_trained_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    config = tiny_run.config()
+    assert main(["train", *tiny_run.options(config, folder)]) == 0
+    there = dataclasses.replace(
+        config.train, device="cuda:7", backend="persistent", cuda_graph="on"
+    )
+    write_config(dataclasses.replace(config, train=there), folder / "config.json")
+    capsys.readouterr()
+    assert main(["evaluate", str(folder)]) == 0
+    newest = capsys.readouterr().out
+    assert main(["evaluate", str(folder), "--checkpoint", "best", "--backend", "reference"]) == 0
+    best = capsys.readouterr().out
+
+    def mean(table: str) -> float:
+        (line,) = [row for row in table.splitlines() if row.startswith("agent, ")]
+        return float(line.split()[2])
+
+    assert mean(best) >= mean(newest)
 
 
 def handles(process: subprocess.Popen[str], number: signal.Signals) -> bool:

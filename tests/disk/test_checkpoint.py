@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import math
 import os
+import pickle
+import random
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +23,7 @@ import torch
 from mudreamer_fast.disk import arrays, checkpoint
 from mudreamer_fast.disk.arrays import CHUNK_BYTES, MAP_BYTES
 from mudreamer_fast.disk.checkpoint import CheckpointError, DiskFullError, load, save
+from mudreamer_fast.disk.manifest import read_manifest, write_manifest
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,7 +123,7 @@ def test_array_filled_in_place_is_saved_without_a_second_copy(
     expected = np.repeat(np.arange(3, dtype=np.float32)[:, None], shape[1], 1)
     np.testing.assert_array_equal(load(tmp_path)["x"], expected)
     names = sorted(path.name for path in tmp_path.glob("data-*/*"))
-    assert names == ["small.0.npy", "small.pt", "x.0.npy", "x.pt"]
+    assert names == ["manifest.json", "small.0.npy", "small.pt", "x.0.npy", "x.pt"]
 
 
 def forbid_large(write: Callable[..., Any]) -> Callable[..., Any]:
@@ -177,10 +183,129 @@ def test_load_refuses_damage_in_one_line(
 ) -> None:
     folder = tmp_path / "checkpoint"
     save(state(), folder)
+    next(folder.glob("data-*/manifest.json")).unlink()  # else it would stand in for the other
     damage(folder)
     with pytest.raises(CheckpointError, match=words) as caught:
         load(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: (data.parent / "manifest.json").write_text("{"),
+        lambda data: (data / "agent.pt").unlink(),
+        lambda data: flip_bit(data / "replay.0.npy"),
+        lambda data: shutil.rmtree(data),
+    ],
+)
+def test_damaged_checkpoint_is_passed_over_and_told(
+    tmp_path: Path, damage: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2, 3):
+        save(state(number), tmp_path, keep=2)
+    names = sorted(path.name for path in tmp_path.glob("data-*"))
+    assert names == ["data-2", "data-3"]
+    damage(tmp_path / "data-3")
+    whole = 3 if (tmp_path / "data-3" / "agent.pt").exists() and damages_manifest(tmp_path) else 2
+    assert_same(load(tmp_path), state(whole))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ")
+    assert line.endswith(f"; taking data-{whole}")
+    save(state(4), tmp_path, keep=2)
+    assert_same(load(tmp_path), state(4))
+
+
+def damages_manifest(folder: Path) -> bool:
+    return (folder / "manifest.json").read_text() == "{"
+
+
+def test_tensor_that_is_not_finite_is_neither_stored_nor_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = {"agent": {"weights": [torch.tensor([1.0, math.nan])]}}
+    save({"agent": {"weights": [torch.ones(2)]}}, tmp_path, keep=2)
+    with pytest.raises(CheckpointError, match="a tensor in 'agent' that is not finite"):
+        save(broken, tmp_path, keep=2)
+    with monkeypatch.context() as patch:  # as an earlier version did
+        patch.setattr(checkpoint, "_finite", lambda tensor: True)
+        save(broken, tmp_path, keep=2)
+    assert torch.equal(load(tmp_path)["agent"]["weights"][0], torch.ones(2))
+    assert "data-2 holds a tensor that is not finite; taking data-1" in capsys.readouterr().err
+
+
+def test_older_checkpoints_make_room_where_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2, 3):
+        save(state(number), tmp_path, keep=3)
+    close = arrays.ChecksummedFile.close
+
+    def full_while_three_stand(file: arrays.ChecksummedFile) -> None:
+        close(file)
+        if (tmp_path / "data-1").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(arrays.ChecksummedFile, "close", full_while_three_stand)
+    save(state(4), tmp_path, keep=3)
+    assert_same(load(tmp_path), state(4))
+    numbers = sorted(path.name for path in tmp_path.glob("data-*"))
+    assert numbers[0] == "data-2"
+    assert len(numbers) == 3
+
+
+HOSTILE: dict[str, dict[str, Any]] = {
+    "absolute": {"data": "/tmp/data-1"},
+    "upwards": {"data": "../data-1"},
+    "no folder": {"data": "data-"},
+    "number": {"data": 7},
+    "missing": {"data": None},
+    "file elsewhere": {"files": {"../x.pt": {"bytes": 1, "crc32": 1}}},
+    "no facts": {"files": {"agent.pt": 3}},
+    "size of a wrong type": {"files": {"agent.pt": {"bytes": "1", "crc32": 1}}},
+    "no such file": {"files": {}},
+    "keys of a wrong type": {"keys": 5},
+    "key with a slash": {"keys": ["a/b"]},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_manifest_that_names_what_is_not_its_own_is_refused(tmp_path: Path, name: str) -> None:
+    save(state(), tmp_path)
+    entries = read_manifest(tmp_path, checkpoint.KIND, checkpoint.VERSION)
+    for folder in (tmp_path, tmp_path / "data-1"):
+        write_manifest(folder, checkpoint.KIND, checkpoint.VERSION, entries | HOSTILE[name])
+    with pytest.raises(CheckpointError, match="names no files of its own"):
+        load(tmp_path)
+
+
+def test_files_with_good_checksums_and_bad_content_run_no_code(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (ran,))
+
+    rng = random.Random(0)
+    save(state(), tmp_path / "run")
+    data = tmp_path / "run" / "data-1"
+    good = (data / "agent.pt").read_bytes()
+    contents = [b"", b"PK", pickle.dumps(Hostile()), pickle.dumps({"a": 1}), good[:-40]]
+    for _ in range(200):
+        content = bytearray(good)
+        for _ in range(rng.randint(1, 30)):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        contents.append(bytes(content))
+    entries = read_manifest(data, checkpoint.KIND, checkpoint.VERSION)
+    for content in contents:
+        (data / "agent.pt").write_bytes(content)
+        facts = {"bytes": len(content), "crc32": zlib.crc32(content)}
+        files = entries["files"] | {"agent.pt": facts}
+        for folder in (tmp_path / "run", data):
+            write_manifest(folder, checkpoint.KIND, checkpoint.VERSION, entries | {"files": files})
+        with contextlib.suppress(CheckpointError):
+            load(tmp_path / "run")
+    assert not ran.exists()
 
 
 class Disk:

@@ -7,14 +7,6 @@ from typing import Any
 
 import pytest
 
-from mudreamer_fast.run.collapse import (
-    COLLAPSE_LINES,
-    FEATURE_STD,
-    FEATURE_STD_FLOOR,
-    POSTERIOR_ENTROPY,
-    STOCH_STD,
-    CollapseWatch,
-)
 from mudreamer_fast.run.metrics import METRICS_FILE, MetricsLogger, drop_lines_after, read_lines
 from mudreamer_fast.run.tensorboard import TensorBoardWriter
 
@@ -124,33 +116,3 @@ def test_tensorboard_goes_on_in_a_new_file_after_a_full_disk(
     assert len(warnings) == 1
     assert events(tmp_path) == [(1, "x", 1.0), (3, "x", 3.0)]
     assert [line["env_steps"] for line in lines(tmp_path)] == [1, 2, 3]
-
-
-HEALTHY = {FEATURE_STD: 0.1, STOCH_STD: 0.05, POSTERIOR_ENTROPY: 2.0}
-
-
-@pytest.mark.parametrize(
-    ("sign", "word"),
-    [
-        ({FEATURE_STD: FEATURE_STD_FLOOR / 2}, "feature_std"),
-        ({STOCH_STD: 1e-5}, "stoch_std"),
-        ({POSTERIOR_ENTROPY: 0.9995 * math.log(32)}, "posterior_entropy"),
-    ],
-)
-def test_collapse_is_told_once_and_only_when_it_lasts(sign: dict[str, float], word: str) -> None:
-    watch = CollapseWatch(classes=32)
-    for _ in range(COLLAPSE_LINES - 1):
-        assert watch.check(HEALTHY | sign) is None
-    assert watch.check(HEALTHY) is None
-    told = [watch.check(HEALTHY | sign) for _ in range(COLLAPSE_LINES + 5)]
-    (warning,) = filter(None, told)
-    assert told.index(warning) == COLLAPSE_LINES - 1
-    assert f"{word} " in warning
-    assert "\n" not in warning
-
-
-def test_collapse_watch_is_silent_on_a_healthy_model_and_without_metrics() -> None:
-    watch = CollapseWatch(classes=16)
-    confident = HEALTHY | {POSTERIOR_ENTROPY: 0.09}
-    early = HEALTHY | {POSTERIOR_ENTROPY: 0.98 * math.log(16)}
-    assert not any(watch.check(averages) for averages in [HEALTHY, {}, confident, early] * 20)

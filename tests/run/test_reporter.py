@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mudreamer_fast.run import reporter as reporter_module
-from mudreamer_fast.run.collapse import COLLAPSE_LINES, FEATURE_STD
 from mudreamer_fast.run.reporter import Progress, Reporter, Speed, Standing, clock_text
+from mudreamer_fast.run.watch import FEATURE_STD, LINES
 from tests import tiny_run
 
 
@@ -78,7 +78,7 @@ def test_speed_forgets_what_is_older_than_the_window() -> None:
 
 
 def standing(env_steps: int = 100, updates: int = 10, learning: int = 40) -> Standing:
-    return Standing(env_steps, env_steps // 2, learning, updates, 5.0, math.inf, 0.5, 2.0)
+    return Standing(env_steps, env_steps // 2, learning, updates, 1, 5.0, math.inf, 0.5, 2.0)
 
 
 def test_reported_ratio_is_replayed_steps_per_policy_step(
@@ -86,9 +86,10 @@ def test_reported_ratio_is_replayed_steps_per_policy_step(
 ) -> None:
     now = iter(range(0, 1000, 20))
     monkeypatch.setattr(reporter_module.time, "monotonic", lambda: float(next(now)))
-    reporter = Reporter(tiny_run.config(log_every_seconds=1.0), tmp_path, None)
+    reporter = Reporter(tiny_run.config(log_every_seconds=1.0), tmp_path, None, (-1.0, 1.0))
     reporter.update({"loss": 1.0})
     reporter.update({"loss": 2.0})
+    reporter.update({"loss": math.nan})  # its step was skipped
     reporter.episode(12.5, 7, 90, 4.0)
     reporter.tick(standing())
     episode, line = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
@@ -97,6 +98,7 @@ def test_reported_ratio_is_replayed_steps_per_policy_step(
     }  # fmt: skip
     assert line["run/train_ratio"] == 10 * 3 * 5 / 40
     assert (line["loss"], line["run/updates"], line["run/policy_steps"]) == (1.5, 10, 50)
+    assert line["run/skipped_updates"] == 1
     said = capsys.readouterr().err
     assert "100/120 env steps" in said
     assert "ratio 3.8/5" in said
@@ -110,8 +112,8 @@ def test_collapse_is_shown_and_logged_once(
 ) -> None:
     now = iter(range(0, 10000, 20))
     monkeypatch.setattr(reporter_module.time, "monotonic", lambda: float(next(now)))
-    reporter = Reporter(tiny_run.config(log_every_seconds=1.0), tmp_path, None)
-    for _ in range(COLLAPSE_LINES + 4):
+    reporter = Reporter(tiny_run.config(log_every_seconds=1.0), tmp_path, None, (-1.0, 1.0))
+    for _ in range(LINES + 4):
         reporter.update({FEATURE_STD: 0.0})
         reporter.tick(standing())
     assert capsys.readouterr().err.count("warning: the world model's representation") == 1
