@@ -162,7 +162,7 @@ class Library(ctypes.CDLL):
         if "EGL" in str(name):
             raise OSError(f"{name}: cannot open shared object file")
         super().__init__(name, *arguments, **options)
-ctypes.CDLL = Library
+ctypes.CDLL, ctypes.cdll = Library, ctypes.LibraryLoader(Library)
 from mudreamer_fast.config import EnvConfig
 from mudreamer_fast.envs.dmc_simulator import DmcSimulator
 simulator = DmcSimulator(EnvConfig("dmc/cartpole_balance", "vector"), seed=0)
