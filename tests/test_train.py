@@ -635,7 +635,7 @@ def test_agent_of_vectors_is_scored_where_nothing_can_be_rendered(
 
 
 def test_agent_of_pixels_is_not_scored_where_nothing_can_be_rendered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: Any) -> None:
         raise EnvError("no EGL")
@@ -643,6 +643,7 @@ def test_agent_of_pixels_is_not_scored_where_nothing_can_be_rendered(
     monkeypatch.setattr(tiny_run.TinyEnv, "render", fail)
     with start(tiny_run.config("pixels"), tmp_path) as run, pytest.raises(EnvError, match="no EGL"):
         run.evaluator.score_agent(run.agent, film=True)
+    assert "no video" not in capsys.readouterr().err
 
 
 def test_replay_that_cannot_be_closed_is_told_and_fails_no_run(
