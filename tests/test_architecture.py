@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,11 @@ def test_import_table_names_each_module_once_and_knows_them_all() -> None:
     # a checker that reads no files finds no faults
     read = {unit for unit, _ in sources(ROOT)}
     assert {"agent", "envs", "kernels", "networks", "reference", "replay", "train"} <= read
+
+
+def test_kernels_have_one_import_name() -> None:
+    with pytest.raises(ImportError, match=r"import this package as mudreamer_fast\.kernels"):
+        importlib.import_module("kernels")
 
 
 def write(root: Path, files: dict[str, str]) -> Path:

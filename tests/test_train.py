@@ -29,6 +29,7 @@ from mudreamer_fast.evaluate import Evaluation
 from mudreamer_fast.learner import Learner, Update
 from mudreamer_fast.machine.memory import RESERVED_BYTES
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed, seed_everything
+from mudreamer_fast.replay import ReplayBuffer, StorageError
 from mudreamer_fast.run import pace, saving, scoring, trainer
 from mudreamer_fast.run import replay as replay_module
 from mudreamer_fast.run.evaluator import Evaluator
@@ -802,6 +803,31 @@ def test_agent_of_vectors_is_scored_where_nothing_can_be_rendered(
     assert len(result.evaluation.scores) == 3
     assert "warning: no video: no EGL" in capsys.readouterr().err
     assert not (tmp_path / "evaluation.mp4").exists()
+
+
+def test_agent_of_pixels_is_not_scored_where_nothing_can_be_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise EnvError("no EGL")
+
+    monkeypatch.setattr(tiny_run.TinyEnv, "render", fail)
+    with start(tiny_run.config("pixels"), tmp_path) as run, pytest.raises(EnvError, match="no EGL"):
+        run.evaluator.score_agent(run.agent, film=True)
+    assert "no video" not in capsys.readouterr().err
+
+
+def test_replay_that_cannot_be_closed_is_told_and_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Any) -> None:
+        raise StorageError("cannot write to replay: No space left on device")
+
+    monkeypatch.setattr(ReplayBuffer, "close", fail)
+    with start(tiny_run.config(), tmp_path):
+        pass
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1] == "warning: cannot write to replay: No space left on device"
 
 
 def test_environments_are_closed_whatever_happens(

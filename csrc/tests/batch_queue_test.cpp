@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstdlib>
+#include <new>
 #include <stdexcept>
 #include <thread>
 #include <vector>
@@ -17,6 +19,9 @@ using replay::ReplayStore;
 using replay::Window;
 
 namespace {
+
+std::atomic<bool> others_lack_memory{false};
+const std::thread::id first_thread = std::this_thread::get_id();
 
 constexpr std::size_t kStreams = 3;
 constexpr std::size_t kBatch = 6;
@@ -75,6 +80,16 @@ class Room {
 };
 
 }  // namespace
+
+// Every `new` of this program; fails on other threads than the first while these lack memory.
+void* operator new(std::size_t bytes) {
+  if (others_lack_memory && std::this_thread::get_id() != first_thread) throw std::bad_alloc();
+  void* memory = std::malloc(bytes > 0 ? bytes : 1);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 TEST(batches_come_in_the_order_in_which_they_were_drawn_whatever_is_added) {
   for (const std::size_t slots : {1u, 2u, 4u}) {
@@ -211,6 +226,29 @@ TEST(a_closed_queue_throws_and_lets_the_store_go_on) {
   CHECK_THROWS(std::runtime_error, queue.resume({}));
   fill(store, 5, 25);  // would wait for ever on a claim that is left
   CHECK(store.steps_added() == 25);
+}
+
+TEST(an_error_of_the_worker_is_thrown_by_every_later_next) {
+  ReplayStore store = make_store(20);
+  fill(store, 0, 20);
+  Room room(store, 2);
+  BatchQueue queue(store, kShape, room.slots());
+  queue.next();
+  others_lack_memory = true;
+  bool thrown = false;
+  for (int call = 0; call < 3 && !thrown; ++call) {  // the batch drawn ahead may be copied already
+    try {
+      queue.next();
+    } catch (const std::bad_alloc&) {
+      thrown = true;
+    }
+  }
+  others_lack_memory = false;
+  CHECK(thrown);
+  CHECK_THROWS(std::bad_alloc, queue.next());
+  queue.close();
+  fill(store, 20, 60);  // would wait for ever on a claim that is left
+  CHECK(store.steps_added() == 60);
 }
 
 TEST(closing_ends_a_wait_of_another_thread) {

@@ -1,6 +1,10 @@
 #include "../gather.h"
 
+#include <pthread.h>
+
 #include <stdexcept>
+#include <system_error>
+#include <thread>
 
 #include "check.h"
 #include "steps.h"
@@ -45,6 +49,30 @@ TEST(windows_arrive_whole_for_any_number_of_threads_and_any_segments) {
         }
       }
     }
+  }
+}
+
+TEST(windows_arrive_whole_where_the_system_starts_no_threads) {
+  const auto fields = steps::fields();
+  const StepRing ring = full_ring(fields, 36);
+  const std::vector<Window> windows(101, Window{1, 21});
+  steps::Outputs outputs(fields, windows.size() * 33);
+  pthread_attr_t usual;
+  pthread_attr_t impossible;
+  CHECK(pthread_getattr_default_np(&usual) == 0 && pthread_getattr_default_np(&impossible) == 0);
+  CHECK(pthread_attr_setstacksize(&impossible, std::size_t{1} << 60) == 0);
+  CHECK(pthread_setattr_default_np(&impossible) == 0);
+  bool refused = false;
+  try {
+    std::thread([] {}).join();
+  } catch (const std::system_error&) {
+    refused = true;
+  }
+  replay::gather(ring, windows, 33, outputs.pointers(), 4);
+  CHECK(pthread_setattr_default_np(&usual) == 0);
+  CHECK(refused && outputs.guards_intact());
+  for (std::size_t row = 0; row < windows.size(); ++row) {
+    CHECK(steps::holds(outputs, fields, row * 33 + 32, 1, 21 + 32));
   }
 }
 

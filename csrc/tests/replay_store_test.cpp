@@ -1,5 +1,8 @@
 #include "../replay_store.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
 #include <optional>
@@ -143,6 +146,37 @@ TEST(a_failed_sample_leaves_outputs_and_generator_alone) {
   steps::Outputs contents(store.fields(), kStreams * 4);
   const auto progress = store.snapshot(4, contents.pointers());
   CHECK(progress && progress->generator == 1);
+}
+
+TEST(a_store_tells_the_bytes_of_a_step_over_all_fields) {
+  CHECK(make_store(5).step_bytes() == 3 * 17 * 19 + 3 * 4 + 1 + 1);
+}
+
+TEST(windows_that_are_not_held_are_not_claimed) {
+  ReplayStore store = make_store(10);
+  fill(store, 0, 15);  // steps [5, 15) are held
+  CHECK(store.resume_draw({{2, 5}, {0, 12}}, 3));
+  CHECK(!store.resume_draw({{2, 5}, {3, 5}}, 3));
+  CHECK(!store.resume_draw({{2, 5}, {0, 4}}, 3));
+  CHECK(!store.resume_draw({{2, 5}, {0, 13}}, 3));
+  CHECK(!store.resume_draw({{2, 5}, {0, 16}}, 3));
+  fill(store, 15, 40);  // would wait for ever on a claim that is left
+  CHECK(store.steps_added() == 40);
+}
+
+TEST(a_forked_process_forgets_the_claims_of_its_parent) {
+  ReplayStore store = make_store(10);
+  fill(store, 0, 10);
+  const auto claimed = store.draw({4, 3});
+  const pid_t child = fork();
+  if (child == 0) {
+    store.draw({4, 3});
+    fill(store, 10, 40);  // would wait for ever on the parent's claim
+    _exit(store.steps_added() == 40 ? 0 : 2);
+  }
+  int status = 1;
+  waitpid(child, &status, 0);
+  CHECK(status == 0);
 }
 
 TEST(bad_constructions_are_refused) {

@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <limits>
+#include <stdexcept>
 
 #include "check.h"
 #include "steps.h"
@@ -99,6 +100,15 @@ TEST(bad_specifications_are_refused) {
                StepRing({{"large", DType::kFloat64, {huge, huge}}}, {1, 4, 4}));
   CHECK_THROWS(std::invalid_argument, StepRing({{"large", DType::kUint8, {huge}}}, {1, 4, 4}));
   CHECK_THROWS(std::invalid_argument, StepRing({{"many", DType::kUint8, {}}}, {4, huge, huge}));
+}
+
+TEST(a_field_takes_the_bytes_of_its_elements) {
+  const auto bytes = [](DType dtype) { return FieldSpec{"x", dtype, {3, 5}}.step_bytes(); };
+  for (const DType dtype : {DType::kBool, DType::kUint8}) CHECK(bytes(dtype) == 15);
+  CHECK(bytes(DType::kFloat16) == 30);
+  for (const DType dtype : {DType::kInt32, DType::kFloat32}) CHECK(bytes(dtype) == 60);
+  for (const DType dtype : {DType::kInt64, DType::kFloat64}) CHECK(bytes(dtype) == 120);
+  CHECK_THROWS(std::invalid_argument, bytes(static_cast<DType>(7)));
 }
 
 TEST_MAIN()

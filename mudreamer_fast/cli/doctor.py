@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mudreamer_fast.machine.device import resolve_device
 from mudreamer_fast.machine.memory import GIB, available_bytes
 
 TRIAL_SECONDS = 120
@@ -120,6 +119,7 @@ def _kernels() -> list[Finding]:
     """The fused operations against the reference, where they can run."""
     try:
         from mudreamer_fast.backend.load import fused_runs_on
+        from mudreamer_fast.machine.device import resolve_device
     except ImportError:  # no torch, which has been told
         return []
     device = resolve_device("auto")

@@ -86,10 +86,7 @@ class MappedArrays:
             write_header(file, shape, dtype)
             start = file.tell()
             file.flush()
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), start, size)
-            else:
-                file.truncate(start + size)
+            os.posix_fallocate(file.fileno(), start, size)
             array = np.memmap(file, dtype, "r+", start, shape)
         self._arrays.append((array, path))
         return array

@@ -75,9 +75,7 @@ def read_manifest(folder: Path, kind: str, version: int) -> dict[str, Any]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable, where the system lets folders be opened."""
-    if os.name != "posix":
-        return
+    """Makes the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

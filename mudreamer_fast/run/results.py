@@ -67,7 +67,7 @@ def write_film(
 ) -> list[Path]:
     """Writes the video of a filmed episode and the strip of what was seen; gives their paths.
 
-    None where no episode was filmed.
+    Writes nothing where no episode was filmed.
     """
     if not evaluation.frames:
         return []
@@ -109,11 +109,7 @@ def write_results(
     steps: list[Callable[[], list[Path]]] = [
         lambda: [write_json(folder.result, facts)],
         lambda: [pictures.plot_curve(metrics, folder.curve)],
-        lambda: (
-            write_film(evaluation, folder.video, folder.strip, config.env)
-            if evaluation.frames
-            else []
-        ),
+        lambda: write_film(evaluation, folder.video, folder.strip, config.env),
     ]
     written: list[Path] = []
     for step in steps:

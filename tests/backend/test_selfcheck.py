@@ -113,6 +113,11 @@ def test_what_is_not_finite_or_raises_is_found_and_told() -> None:
     assert [str(one) for one in found] == ["two_hot_mean: OSError: no C compiler"]
 
 
+def test_an_output_of_another_shape_is_found() -> None:
+    found = wrong(with_one_changed("two_hot_mean", lambda real: lambda logits: real(logits)[:1]))
+    assert [one.op for one in found] == ["two_hot_mean"]
+
+
 @pytest.mark.parametrize("shift", [-MARGIN, MARGIN])
 def test_no_draw_is_so_close_that_rounding_decides(shift: float) -> None:
     for case in cases():

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +13,9 @@ from mudreamer_fast.backend import load
 from mudreamer_fast.cli import doctor
 from mudreamer_fast.cli.doctor import Finding
 from mudreamer_fast.machine.memory import GIB
+from tests.patience import PATIENCE_SECONDS
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -71,6 +78,64 @@ def test_lack_of_disk_and_memory_is_found(
     found = findings()
     assert found["disk"].line().startswith("FAIL  disk         1.0 GiB free in /")
     assert found["memory"].line().startswith("FAIL  memory       1.0 GiB available: lower")
+
+
+WITHOUT = """
+import sys
+for name in sys.argv[1:]:
+    sys.modules[name] = None
+from mudreamer_fast.cli import doctor
+from mudreamer_fast.cli.main import main
+doctor._trial = lambda code: (True, "fine")
+sys.exit(main(["doctor"]))
+"""
+
+
+def test_what_does_not_import_is_found_and_the_rest_is_looked_at() -> None:
+    missing = ["torch", "mudreamer_fast._replay", "av"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, *missing],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = {line[6:].split()[0]: line for line in done.stdout.splitlines()}
+    assert list(lines) == [
+        "python", "torch", "replay", "opengl", "envpool", "dm_control", "video", "reports", "disk",
+        "memory",
+    ]  # fmt: skip
+    assert lines["torch"].startswith("FAIL  torch        import of torch halted")
+    assert lines["torch"].endswith(": pip install torch")
+    assert lines["replay"].startswith("FAIL  replay       the C++ module is missing (import of ")
+    assert lines["video"] == ("ok    video        no encoder (pip install av): videos become GIFs")
+
+
+@pytest.mark.parametrize(
+    ("missing", "line"),
+    [
+        ("matplotlib", "FAIL  reports      no matplotlib, tensorboard 1"),
+        ("tensorboard", "ok    reports      matplotlib 1, no tensorboard"),
+    ],
+)
+def test_curves_need_matplotlib_and_nothing_needs_tensorboard(
+    missing: str, line: str, trials: dict[str, tuple[bool, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if name == missing:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert findings()["reports"].line() == line
+
+
+def test_memory_that_the_system_does_not_tell_is_no_failure(
+    trials: dict[str, tuple[bool, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "available_bytes", lambda: None)
+    assert findings()["memory"].line() == "ok    memory       unknown"
 
 
 def test_trial_tells_the_last_line_and_survives_a_crash() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import re
 from types import SimpleNamespace
 
@@ -30,6 +31,20 @@ def test_description_of_a_machine_without_renderer_says_so(
 
     monkeypatch.setattr(info, "renderer_name", fail)
     assert "renderer   none: no EGL" in describe("quick", PRESETS["quick"][1])
+
+
+def test_description_says_which_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "envpool":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.5"
+
+    monkeypatch.setattr(info, "renderer_name", lambda: "a renderer")
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    first = describe("quick", PRESETS["quick"][1]).splitlines()[0]
+    assert first.startswith("mudreamer_fast 1.5, Python ")
+    assert "torch 1.5" in first
+    assert "envpool (none)" in first
 
 
 def test_estimate_times_the_real_parts(monkeypatch: pytest.MonkeyPatch) -> None:

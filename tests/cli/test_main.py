@@ -227,6 +227,42 @@ def test_fault_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> 
         main(["doctor"])
 
 
+def test_ctrl_c_outside_a_run_ends_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(words: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_doctor", interrupted)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_reader_that_has_seen_enough_ends_the_program_without_a_word() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as out:
+        done = subprocess.run(
+            [sys.executable, "-m", "mudreamer_fast.cli.main", "--help"],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            timeout=PATIENCE_SECONDS,
+        )
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_resume_and_run_dir_exclude_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config(tiny_run.config(), RunFolder(tmp_path).config)
+    assert main(["train", "--resume", str(tmp_path), "--run-dir", str(tmp_path / "x")]) == 2
+    assert capsys.readouterr().err == (
+        "error: --resume names the run folder: give it or --run-dir, not both\n"
+    )
+
+
 @pytest.fixture
 def tiny_envs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "make_env", tiny_run.make_env)

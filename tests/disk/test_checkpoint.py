@@ -134,6 +134,11 @@ def forbid_large(write: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
+def test_numpy_scalars_come_back_as_plain_numbers(tmp_path: Path) -> None:
+    save({"x": {"i": np.int64(3), "f": np.float32(0.5), "b": np.bool_(True)}}, tmp_path)
+    assert_same(load(tmp_path), {"x": {"i": 3, "f": 0.5, "b": True}})
+
+
 @pytest.mark.parametrize("value", [np.array(["a"]), np.array([None]), {1, 2}, object()])
 def test_save_refuses_what_it_cannot_store_and_keeps_the_old(tmp_path: Path, value: Any) -> None:
     save(state(1), tmp_path)
@@ -156,6 +161,11 @@ def damage_manifest(folder: Path, **entries: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def flip_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -167,6 +177,7 @@ def flip_bit(path: Path) -> None:
     [
         (lambda f: shutil.rmtree(f), "no checkpoint in"),
         (lambda f: (f / "manifest.json").unlink(), "no checkpoint in"),
+        (lambda f: replace_by_folder(f / "manifest.json"), r"manifest\.json: Is a directory"),
         (lambda f: (f / "manifest.json").write_text("{"), "is not JSON"),
         (lambda f: (f / "manifest.json").write_text("[]"), "is not the manifest"),
         (lambda f: damage_manifest(f, format="other"), "is not the manifest"),
@@ -306,6 +317,19 @@ def test_files_with_good_checksums_and_bad_content_run_no_code(tmp_path: Path) -
         with contextlib.suppress(CheckpointError):
             load(tmp_path / "run")
     assert not ran.exists()
+
+
+def test_disk_that_cannot_be_read_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    save({"n": 1}, tmp_path)
+    monkeypatch.setattr(checkpoint, "measure", fail)
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path)
+    assert str(caught.value) == f"cannot read the checkpoint in {tmp_path}: Input/output error"
 
 
 class Disk:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mudreamer_fast.config import ConfigError, EnvConfig
-from mudreamer_fast.envs import EnvError
+from mudreamer_fast.envs import EnvError, dmc_env
 from mudreamer_fast.envs.dmc_env import DmcEnv
 from mudreamer_fast.envs.dmc_simulator import DmcSimulator
 from tests.envs.rollouts import assert_same, make, random_actions, roll, stacked
@@ -139,9 +139,60 @@ def test_dmc_env_names_the_worker_that_died_and_ends_the_others() -> None:
     assert env._processes[0].wait(PATIENCE_SECONDS) == 0
 
 
+def test_dmc_env_names_a_worker_that_was_dead_before_it_was_asked() -> None:
+    env = make("cartpole_balance", 1, backend="dm_control")
+    env._processes[0].kill()
+    env._processes[0].wait(PATIENCE_SECONDS)
+    with pytest.raises(EnvError, match=r"environment 0 of dmc/cartpole_balance failed.*code -9"):
+        env.reset()
+
+
+def test_dmc_env_kills_a_worker_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dmc_env, "CLOSE_SECONDS", 0.01)
+    env = make("cartpole_balance", 1, backend="dm_control")
+    os.kill(env._processes[0].pid, signal.SIGSTOP)
+    env.close()
+    assert env._processes[0].returncode == -signal.SIGKILL
+
+
+WITHOUT_EGL = """
+import ctypes
+class Library(ctypes.CDLL):
+    def __init__(self, name, *arguments, **options):
+        if "EGL" in str(name):
+            raise OSError(f"{name}: cannot open shared object file")
+        super().__init__(name, *arguments, **options)
+ctypes.CDLL, ctypes.cdll = Library, ctypes.LibraryLoader(Library)
+from mudreamer_fast.config import EnvConfig
+from mudreamer_fast.envs.dmc_simulator import DmcSimulator
+simulator = DmcSimulator(EnvConfig("dmc/cartpole_balance", "vector"), seed=0)
+simulator.reset()
+print(simulator.vector().shape)
+"""
+
+
+def test_dmc_simulator_gives_vectors_on_a_machine_without_egl() -> None:
+    environment = {name: word for name, word in os.environ.items() if name != "MUJOCO_GL"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EGL],
+        env={**environment, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert (done.returncode, done.stdout) == (0, "(5,)\n"), done.stderr
+
+
 def test_dmc_env_passes_on_a_workers_error_as_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
     with pytest.raises(ConfigError, match=r"MUJOCO_EGL_DEVICE_ID must be.*got '99'") as caught:
+        make("cartpole_balance", 1, observation="pixels", backend="dm_control")
+    assert "\n" not in str(caught.value)
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
+    monkeypatch.setenv("__EGL_VENDOR_LIBRARY_FILENAMES", "/nowhere.json")
+    with pytest.raises(
+        EnvError, match=r"environment 0 of dmc/\w+ failed: EnvError: no EGL"
+    ) as caught:
         make("cartpole_balance", 1, observation="pixels", backend="dm_control")
     assert "\n" not in str(caught.value)
 

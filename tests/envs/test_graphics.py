@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -81,6 +83,72 @@ def test_the_simulators_are_pointed_to_the_first_device_that_works(
     graphics.renderer_name.cache_clear()
     Machine.working = ()
     with pytest.raises(EnvError, match=r"device 0 does not start; device 1 does not start;"):
+        graphics.renderer_name()
+
+
+class Egl(graphics._Egl):
+    """EGL with one device, whose functions give `answers` where these name them."""
+
+    answers: dict[str, Any]
+    calls: list[str]
+
+    def _function(self, name: str, *signature: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            self.calls.append(name)
+            if name in ("eglQueryDevicesEXT", "eglChooseConfig"):
+                arguments[-1]._obj.value = self.answers.get(f"count of {name}", 1)
+            return self.answers.get(name, b"a renderer" if name == "glGetString" else 1)
+
+        return call
+
+
+@pytest.fixture
+def egl(monkeypatch: pytest.MonkeyPatch) -> type[Egl]:
+    library = SimpleNamespace(eglGetProcAddress=lambda name: None)
+    monkeypatch.setattr(graphics, "load_egl", lambda: library)
+    monkeypatch.setattr(graphics, "_Egl", Egl)
+    monkeypatch.setattr(Egl, "answers", {}, raising=False)
+    monkeypatch.setattr(Egl, "calls", [], raising=False)
+    monkeypatch.delenv(graphics.DEVICE_VARIABLE, raising=False)
+    return Egl
+
+
+@pytest.mark.parametrize(
+    ("function", "answer", "reason"),
+    [
+        ("eglQueryDevicesEXT", 0, "none was found"),
+        ("count of eglQueryDevicesEXT", 0, "none was found"),
+        ("eglGetPlatformDisplayEXT", None, "device 0 does not start"),
+        ("eglInitialize", 0, "device 0 does not start"),
+        ("eglChooseConfig", 0, "device 0 offers no off-screen OpenGL"),
+        ("count of eglChooseConfig", 0, "device 0 offers no off-screen OpenGL"),
+        ("eglBindAPI", 0, "device 0 offers no off-screen OpenGL"),
+        ("eglCreateContext", None, "device 0 makes no OpenGL context"),
+        ("eglMakeCurrent", 0, "device 0 draws nothing without a window"),
+    ],
+)
+def test_a_device_that_cannot_draw_is_named_with_the_reason(
+    egl: type[Egl], function: str, answer: int | None, reason: str
+) -> None:
+    egl.answers = {function: answer}
+    with pytest.raises(EnvError) as caught:
+        graphics.renderer_name()
+    assert str(caught.value) == (f"no EGL device can render ({reason}): {graphics.INSTALL_HINT}")
+    made, ended = (egl.calls.count(f"egl{verb}Context") for verb in ("Create", "Destroy"))
+    assert made - ended == (function == "eglCreateContext")
+
+
+def test_a_renderer_without_a_name_is_unknown(egl: type[Egl]) -> None:
+    assert graphics.renderer_name() == "a renderer"
+    graphics.renderer_name.cache_clear()
+    egl.answers = {"glGetString": None}
+    assert graphics.renderer_name() == "unknown"
+
+
+def test_a_libegl_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = SimpleNamespace(eglGetProcAddress=lambda name: None)
+    monkeypatch.setattr(graphics, "load_egl", lambda: library)
+    with pytest.raises(EnvError, match=r"this libEGL has no eglQueryDevicesEXT: install the"):
         graphics.renderer_name()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -178,10 +179,24 @@ def test_steps_belong_to_the_caller(env: VectorEnv) -> None:
 def test_auto_takes_envpool_where_it_imports_and_dm_control_otherwise(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     if backend == "dm_control":
         monkeypatch.setitem(sys.modules, "envpool", None)
     env = make("cartpole_balance", backend="auto")
     assert type(env) is BACKENDS[backend]
     env.close()
+
+
+def test_a_missing_simulator_is_named_with_what_to_install(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lack = {"envpool": "EnvPool does not import", "dm_control": "dm_control is not installed"}
+    for name in BACKENDS:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=lack[backend]) as alone:
+        make("cartpole_balance", backend=backend)
+    with pytest.raises(ConfigError, match=lack[backend]) as either:
+        make("cartpole_balance", backend="auto")
+    assert (" and " in str(alone.value), " and " in str(either.value)) == (False, True)
+    for caught in (alone, either):
+        assert "pip install envpool==1.2.5, or dm_control==1.0.38" in str(caught.value)
+        assert "\n" not in str(caught.value)

@@ -61,3 +61,8 @@ def test_lambda_return_refuses_what_it_would_misread() -> None:
         kernels.lambda_return(value, value, value, 0.9, 0.9, value)
     with pytest.raises(ValueError, match="value must be contiguous"):
         kernels.lambda_return(value, value, torch.randn(5, 4, device=DEVICE).T, 0.9, 0.9)
+    elsewhere = value.to("meta")
+    with pytest.raises(ValueError, match="value must be on a CUDA device, got meta"):
+        kernels.lambda_return(value, value, elsewhere, 0.9, 0.9)
+    with pytest.raises(ValueError, match=f"reward must be on {value.device}, got meta"):
+        kernels.lambda_return(elsewhere, value, value, 0.9, 0.9)

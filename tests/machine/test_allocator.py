@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from mudreamer_fast.machine.allocator import SETTINGS
+from mudreamer_fast.machine.allocator import SETTINGS, keep_freed_memory
 from tests.patience import PATIENCE_SECONDS
 
 SHOW = "import os, sys; print(os.getpid(), os.environ.get('MALLOC_TOP_PAD_'), *sys.argv[1:])"
@@ -39,6 +40,35 @@ def test_program_starts_again_with_its_arguments_in_the_same_process() -> None:
 def test_own_settings_are_left_alone() -> None:
     _, words = run("-c", PROGRAM, MALLOC_ARENA_MAX="2")
     assert words[1:] == ["None"]
+
+
+def fail(name: str) -> str:
+    raise ValueError("unrecognized configuration name")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (sys, "executable", ""),
+        (sys, "orig_argv", ["python"]),
+        (os, "confstr", lambda name: None),
+        (os, "confstr", fail),
+    ],
+    ids=["no-interpreter", "no-program", "no-c-library", "another-c-library"],
+)
+def test_program_that_cannot_start_again_goes_on(
+    owner: Any, name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execve", lambda path, words, environment: started.append(words))
+    for variable in filter(lambda word: word.startswith("MALLOC_"), list(os.environ)):
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "program.py"])
+    keep_freed_memory()
+    assert started == [[sys.executable, "program.py"]]
+    monkeypatch.setattr(owner, name, value)
+    keep_freed_memory()
+    assert len(started) == 1
 
 
 def test_any_program_runs_under_the_settings() -> None:

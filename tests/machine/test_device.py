@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from mudreamer_fast.config import ConfigError
 from mudreamer_fast.machine import device as device_module
-from mudreamer_fast.machine.device import resolve_device, settle_arithmetic, threads_beside_acting
+from mudreamer_fast.machine.device import (
+    overlaps,
+    resolve_device,
+    settle_arithmetic,
+    threads_beside_acting,
+    usable_cores,
+)
 
 
 def test_device_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +61,29 @@ def test_threads_leave_a_core_to_acting(
     found = threads_beside_acting(None, overlap, torch.device(device))
     assert found == expected
     assert threads_beside_acting(3, overlap, torch.device(device)) == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "threads", "expected"),
+    [
+        ("on", "cpu", 2, True),
+        ("off", "cuda", 1, False),
+        ("auto", "cuda", 2, True),
+        ("auto", "cpu", 1, True),
+        ("auto", "cpu", 2, False),
+    ],
+)
+def test_auto_overlaps_on_a_gpu_and_where_a_core_is_free(
+    setting: str, device: str, threads: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_module, "usable_cores", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert overlaps(setting, torch.device(device)) == expected
+
+
+def test_usable_cores_are_those_the_process_may_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 3, 4} if pid == 0 else set())
+    assert usable_cores() == 3
 
 
 def test_arithmetic_is_settled() -> None:

@@ -26,6 +26,36 @@ def test_available_memory_is_what_the_system_has() -> None:
     assert 10**7 < resident_bytes() < total
 
 
+FILES = {
+    "/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    5000 kB\n",
+    "/sys/fs/cgroup/memory.max": "4000000\n",
+    "/sys/fs/cgroup/memory.current": "1000000\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "available"),
+    [
+        (FILES, 3_000_000),
+        (FILES | {"/sys/fs/cgroup/memory.max": "max\n"}, 5000 * 1024),
+        (FILES | {"/sys/fs/cgroup/memory.current": "4000001\n"}, 0),
+        ({}, None),
+    ],
+    ids=["a-group's-limit", "no-limit", "over-the-limit", "nothing-told"],
+)
+def test_available_memory_is_the_least_that_the_system_tells(
+    files: dict[str, str], available: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path) -> str:
+        if str(path) not in files:
+            raise FileNotFoundError(path)
+        return files[str(path)]
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert available_bytes() == available
+    assert resident_bytes() == 0
+
+
 def test_replay_that_would_not_fit_is_refused_with_the_capacity_that_would() -> None:
     fields = {"image": tiny.IMAGE, "vector": tiny.VECTOR}
     step_bytes = 3 * 64 * 64 + 4 * 3

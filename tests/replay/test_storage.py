@@ -222,6 +222,13 @@ def test_a_place_that_is_no_folder_is_refused_in_one_line(steps, tmp_path):
         ReplayBuffer(steps.fields, 300, 3, 0, folder=tmp_path / "file")
 
 
+def test_a_manifest_that_cannot_be_read_is_one_clear_error(steps, tmp_path):
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(StorageError) as caught:
+        ReplayBuffer(steps.fields, 300, 3, 0, folder=tmp_path)
+    assert str(caught.value) == f"cannot read {tmp_path}: Is a directory"
+
+
 @contextlib.contextmanager
 def little_room():
     """Let files grow to 100,000 bytes only, as on a disk that is full.

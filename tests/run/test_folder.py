@@ -62,6 +62,13 @@ def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         read_config(tmp_path / "config.json")
 
 
+def test_configuration_that_cannot_be_read_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        read_config(tmp_path / "config.json")
+    assert str(caught.value) == f"cannot read {tmp_path / 'config.json'}: Is a directory"
+
+
 def test_default_folder_names_task_preset_and_seed() -> None:
     config = Config(env=EnvConfig(task="dmc/walker_run"), train=TrainConfig(seed=4))
     path = default_run_dir(config, "quick")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,15 @@ def test_tensorboard_goes_on_in_a_new_file_after_a_full_disk(
     assert len(warnings) == 1
     assert events(tmp_path) == [(1, "x", 1.0), (3, "x", 3.0)]
     assert [line["env_steps"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+def test_log_goes_on_without_tensorboard_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    warnings: list[str] = []
+    logger = MetricsLogger(tmp_path, warn=warnings.append)
+    logger.write(1, 0.0, {"x": 1.0})
+    logger.close()
+    assert warnings == ["note: tensorboard is not installed; metrics go to metrics.jsonl only"]
+    assert [path.name for path in tmp_path.iterdir()] == [METRICS_FILE]

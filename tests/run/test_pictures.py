@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ def frames(count: int, height: int = 30, width: int = 41) -> list[pictures.Frame
     return [np.full((height, width, 3), 40 + 10 * i, np.uint8) for i in range(count)]
 
 
-def test_video_holds_every_frame_in_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codecs", [pictures.VIDEO_CODECS, ("mpeg4",)], ids=["first", "last"])
+def test_video_holds_every_frame_in_order(
+    codecs: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import av
 
+    monkeypatch.setattr(pictures, "VIDEO_CODECS", codecs)
     path = write_video(frames(13), tmp_path / "x.mp4", fps=25)
     assert path == tmp_path / "x.mp4"
     with av.open(str(path)) as container:
@@ -38,6 +43,13 @@ def test_video_becomes_a_gif_where_there_is_no_encoder(
     assert path == tmp_path / "x.gif"
     with Image.open(path) as image:
         assert (image.n_frames, image.size, image.info["duration"]) == (5, (41, 30), 40)
+
+
+def test_video_becomes_a_gif_where_av_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert write_video(frames(2), tmp_path / "x.mp4", fps=25) == tmp_path / "x.gif"
 
 
 @pytest.mark.parametrize("name", ["x.avi", "x"])

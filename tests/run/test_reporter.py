@@ -48,6 +48,17 @@ def test_terminal_line_is_drawn_over_and_cleared_for_messages(
     assert terminal.getvalue().endswith("\r      \rtold\n")
 
 
+def test_terminal_line_is_ended_once_where_there_is_one() -> None:
+    terminal = Terminal()
+    progress = Progress(10.0, terminal)
+    progress.close()
+    assert terminal.getvalue() == ""
+    progress.show(lambda: "line")
+    progress.close()
+    progress.close()
+    assert terminal.getvalue() == "\rline\n"
+
+
 def test_file_gets_whole_lines_at_the_log_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([1.0, 5.0, 11.5])
     monkeypatch.setattr(reporter_module.time, "monotonic", lambda: next(now))

@@ -53,6 +53,14 @@ def test_results_hold_the_scores(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_evaluation_that_was_not_filmed_leaves_no_film(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    unseen = Evaluation([30.0, 50.0], [9, 9], [])
+    written = write_results(result(tmp_path, unseen), folder, Config(), print)
+    assert written == [folder.result, folder.curve]
+    assert not folder.video.exists()
+
+
 def test_picture_that_cannot_be_written_costs_no_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
