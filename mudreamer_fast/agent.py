@@ -17,6 +17,7 @@ from mudreamer_fast.config import ActionChoice, BehaviourConfig, Config, ModelCo
 from mudreamer_fast.envs.vector_env import ActionSpec, ArraySpec
 from mudreamer_fast.imagination import imagine
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
+from mudreamer_fast.ops.distributions import entropy_range
 from mudreamer_fast.optim import ClippedAdam, move_average
 from mudreamer_fast.world_model import WorldModel
 
@@ -212,6 +213,12 @@ class Agent:
         images: Tensor = (decoder(seen.state.feature) + 0.5) * 255.0
         pixels: np.ndarray = images.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         return pixels
+
+    @property
+    def policy_entropy(self) -> tuple[float, float]:
+        """The lowest and the highest entropy that the policy can have, in nats."""
+        action, unimix = self.action_spec, self.config.model.unimix
+        return entropy_range(action.size, action.continuous, unimix)
 
     def parameter_counts(self) -> dict[str, int]:
         """Trained parameters, by part."""

@@ -51,7 +51,7 @@ def train(config: Config, run_dir: str | os.PathLike[str], resume: bool = False)
                 if run.pace.evaluation_due():
                     run.evaluate()
                 if run.pace.checkpoint_due():
-                    run.save()
+                    run.save_meanwhile()
                 stop.raise_if_received()
             run.save()
             return run.finish(run.evaluate(film=True))

@@ -29,6 +29,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("agent",),
     ("learner", "run.scoring", "run.pace", "run.replay"),
     ("run.results", "run.evaluator", "run.saving"),
+    ("run.lessons",),
     ("run.trainer",),
     ("train", "cli.doctor", "cli.info"),
     ("cli.main",),

@@ -173,10 +173,10 @@ def test_a_run_acts_with_the_weights_from_before_the_updates_under_way(
         for _ in range(12):
             run.count(run.collector.collect(1))
             assert not different(acted[-1], at_start)
-            run.finish_updates()
+            run._lessons.finish()
             learned = everything(run.agent.acting)
             run.learn(run.agent.update)
-            if run._updates_started:
+            if run._lessons._started:
                 jobs += 1
                 assert different(learned, at_start) or jobs == 1
                 at_start = learned

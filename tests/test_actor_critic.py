@@ -313,6 +313,13 @@ def test_return_scale_never_scales_small_returns_up() -> None:
     assert scale.update(torch.linspace(0, 100, 101)).item() == 90.0
 
 
+def test_return_scale_passes_over_returns_that_are_not_finite() -> None:
+    scale = ReturnScale(decay=0.5)
+    before = scale.update(torch.linspace(0.0, 100.0, 50)).clone()
+    assert torch.equal(scale.update(torch.full((50,), torch.nan)), before)
+    assert scale.update(torch.linspace(0.0, 200.0, 50)) > before
+
+
 def test_return_scale_carries_no_gradient_and_is_saved() -> None:
     scale = ReturnScale(decay=0.5)
     assert not scale.update(torch.randn(3, 5, requires_grad=True)).requires_grad

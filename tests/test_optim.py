@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -118,3 +119,21 @@ def test_move_average_keeps_the_share_of_the_past() -> None:
         assert_close(new, 0.98 * old + 0.02 * other.detach(), HAND)
     assert all(torch.equal(a, b) for a, b in zip(fast.parameters(), fast_before, strict=True))
     assert not any(parameter.requires_grad for parameter in slow.parameters())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_clipped_adam_takes_no_step_where_a_gradient_is_not_finite(bad: float) -> None:
+    parameters = two_parameters()
+    optimiser = ClippedAdam(parameters, learning_rate=0.1, eps=1e-3, clip_norm=1.0)
+    optimiser.step(quadratic(parameters))
+    before = copy.deepcopy((parameters, optimiser.state_dict()["state"]))
+    gradients = [torch.ones_like(parameter) for parameter in parameters]
+    gradients[1][3] = bad
+    assert not optimiser.apply(gradients).isfinite()
+    for now, then in zip(parameters, before[0], strict=True):
+        assert torch.equal(now, then)
+    for now, then in zip(optimiser.state_dict()["state"].values(), before[1].values(), strict=True):
+        assert now.keys() == then.keys()
+        assert all(torch.equal(now[name], then[name]) for name in now)
+    optimiser.step(quadratic(parameters))  # and the next one is taken
+    assert not torch.equal(parameters[0], before[0][0])

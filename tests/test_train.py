@@ -379,14 +379,14 @@ def test_steps_are_taken_while_updates_are_under_way(
 
     monkeypatch.setattr(Agent, "update", wait)
     with start(tiny_run.config(overlap="on", train_ratio=1.0), tmp_path) as run:
-        while not run._updates_started:
+        while not run._lessons._started:
             step(run, 1)
         taken = run.counters.policy_steps
         for _ in range(5):
             run.count(run.collector.collect(1))
         assert (run.counters.policy_steps, run.agent.updates) == (taken + 10, 0)
         released.set()
-        run.finish_updates()
+        run._lessons.finish()
         assert run.agent.updates == 1
 
 
@@ -415,7 +415,7 @@ def test_a_stop_during_updates_leaves_the_rest_owed(
         step(run, 8)
         monkeypatch.setattr(Agent, "update", stopping)
         step(run, 3)
-        run.finish_updates()
+        run._lessons.finish()
         assert run.agent.updates == 1
         owed = run.counters.learning_policy_steps * config.updates_per_policy_step
         assert run.agent.updates + run.counters.update_credit == pytest.approx(owed)

@@ -15,13 +15,14 @@ damaged takes the newest of the older ones.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -51,9 +52,11 @@ VERSION = 1
 Build: TypeAlias = Callable[[Empty], Mapping[str, Any]]
 """Makes a state; large arrays in memory from `Empty` are written by being filled."""
 
+_Written = TypeVar("_Written")
 _ARRAY = "__npy_file__"
 _KEY = r"[A-Za-z0-9_-]+"
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (*_NO_ROOM, errno.EFBIG)
 _READ_ATTEMPTS = 3
 
 
@@ -71,9 +74,9 @@ def save(state: Mapping[str, Any] | Build, folder: str | os.PathLike[str], keep:
     Args:
         state: string keys that can be file names; values are tensors, NumPy arrays of plain
             dtypes, numbers, strings, bytes, None, and dicts, lists and tuples of those; tensors
-            are finite. Or a
-            function that makes such a state: it is handed a stand-in for `numpy.empty` whose
-            large arrays are files already, and so cost no memory of the process's own.
+            are finite. Or a function that makes such a state: it is handed a stand-in for
+            `numpy.empty` whose large arrays are files already, and so cost no memory of the
+            process's own.
         folder: made where missing; holds nothing but checkpoints.
         keep: checkpoints that stay, the new one included. Where there is no room for them, older
             ones make room, but for the last.
@@ -82,49 +85,129 @@ def save(state: Mapping[str, Any] | Build, folder: str | os.PathLike[str], keep:
         DiskFullError: no room; the partial files are removed and the previous checkpoint stays.
         CheckpointError: the folder cannot be written, or a value cannot be stored.
     """
-    folder = Path(folder)
-    while True:
+    StagedCheckpoint(state, folder).commit(keep)
+
+
+class StagedCheckpoint:
+    """A state that has been copied and is not yet a checkpoint: the first half of `save`.
+
+    What it was copied from may change from now on, and `commit`, which does what takes long, may be
+    called by another thread. One checkpoint of a folder is under way at a time.
+
+    Args:
+        state, folder: see `save`, and what it raises.
+    """
+
+    def __init__(self, state: Mapping[str, Any] | Build, folder: str | os.PathLike[str]) -> None:
+        self._folder = Path(folder)
+        self._data: Path | None = None
+        with self._whole():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            data = self._data = self._folder / f"data-{_next_number(self._folder)}"
+            data.mkdir()
+            self._mapped = MappedArrays(data)
+            values = state(self._empty) if callable(state) else state
+            self._arrays: dict[str, np.ndarray] = {}
+            self._trees = {key: self._split(value, key) for key, value in values.items()}
+
+    def commit(self, keep: int = 1) -> None:
+        """Makes it the checkpoint of its folder; see `save`."""
+        data = self._data
+        if data is None:
+            raise RuntimeError("this checkpoint has been committed")
+        with self._whole():
+            files: dict[str, dict[str, int]] = {}
+            for key, tree in self._trees.items():
+                name = f"{key}.pt"
+                files[name] = self._with_room(_write_tree, tree, data / name)
+            for name, array in self._arrays.items():
+                files[name] = self._with_room(self._write_array, array, data / name)
+            self._mapped.discard_unused()
+            sync_folder(data)
+            entries = {"data": data.name, "files": files, "keys": list(self._trees)}
+            for folder in (data, self._folder):
+                self._with_room(write_manifest, folder, KIND, VERSION, entries)
+        self._data = None
+        # After the commit nothing may fail the save: leftovers go with the next one.
+        kept = [data, *(path for path in _complete(self._folder) if path != data)][:keep]
+        for leftover in self._folder.glob("data-*"):
+            if leftover not in kept:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Leaves nothing of a checkpoint that fails, and makes its error one for the user."""
         try:
-            data = _write(state, folder)
-            break
-        except DiskFullError:
-            older = _complete(folder)[1:]
-            if not older:
-                raise
-            shutil.rmtree(older[-1], ignore_errors=True)
-    # After the commit nothing may fail the save: leftovers go with the next one.
-    kept = [data, *(path for path in _complete(folder) if path != data)][:keep]
-    for leftover in folder.glob("data-*"):
-        if leftover not in kept:
-            shutil.rmtree(leftover, ignore_errors=True)
+            yield
+        except OSError as error:
+            _discard(self._data, self._folder)
+            kind = DiskFullError if error.errno in _DISK_FULL else CheckpointError
+            reason = error.strerror or str(error)
+            raise kind(f"cannot write the checkpoint in {self._folder}: {reason}") from error
+        except BaseException:
+            _discard(self._data, self._folder)
+            raise
 
+    def _with_room(self, write: Callable[..., _Written], *arguments: Any) -> _Written:
+        """What `write` gives, called again after older checkpoints have made room."""
+        while True:
+            try:
+                return write(*arguments)
+            except OSError as error:
+                if error.errno not in _NO_ROOM or not self._make_room():
+                    raise
 
-def _write(state: Mapping[str, Any] | Build, folder: Path) -> Path:
-    """Writes and commits a state; gives its data folder."""
-    data: Path | None = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        data = folder / f"data-{_next_number(folder)}"
-        data.mkdir()
-        mapped = MappedArrays(data)
-        values = state(mapped.empty) if callable(state) else state
-        files: dict[str, dict[str, int]] = {}
-        for key, value in values.items():
-            _write_entry(data, key, value, mapped, files)
-        mapped.discard_unused()
-        sync_folder(data)
-        entries = {"data": data.name, "files": files, "keys": list(values)}
-        write_manifest(data, KIND, VERSION, entries)
-        write_manifest(folder, KIND, VERSION, entries)
-        return data
-    except OSError as error:
-        _discard(data, folder)
-        kind = DiskFullError if error.errno in _DISK_FULL else CheckpointError
-        reason = error.strerror or str(error)
-        raise kind(f"cannot write the checkpoint in {folder}: {reason}") from error
-    except BaseException:
-        _discard(data, folder)
-        raise
+    def _make_room(self) -> bool:
+        """Removes the oldest checkpoint but for the last; whether there was one."""
+        try:
+            last = _read_manifest(self._folder)["data"]
+        except CheckpointError:
+            return False
+        older = [path for path in _complete(self._folder) if path != self._data]
+        older = [path for path in older if path.name != last]
+        if not older:
+            return False
+        shutil.rmtree(older[-1], ignore_errors=True)
+        return not older[-1].exists()
+
+    def _empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return self._with_room(self._mapped.empty, shape, dtype)
+
+    def _write_array(self, array: np.ndarray, path: Path) -> dict[str, int]:
+        source = self._mapped.path_of(array)
+        if source is None:
+            size, crc = write_array(array, path)
+        else:
+            if source.exists():
+                source.rename(path)
+            size, crc = settle_mapped(array, path)
+        return {"bytes": size, "crc32": crc}
+
+    def _split(self, value: Any, key: str) -> Any:
+        """A copy of `value`, with arrays taken out and named in their place."""
+        if not re.fullmatch(_KEY, key):
+            raise CheckpointError(f"a checkpoint key must be a plain word, got {key!r}")
+        if isinstance(value, np.ndarray):
+            if value.dtype.kind not in "biufc":
+                raise CheckpointError(f"cannot store an array of {value.dtype} in {key!r}")
+            name = f"{key}.{sum(name.split('.')[0] == key for name in self._arrays)}.npy"
+            mapped = self._mapped.path_of(value) is not None
+            self._arrays[name] = value if mapped else value.copy()
+            return {_ARRAY: name}
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, Mapping):
+            return {name: self._split(item, key) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            items = [self._split(item, key) for item in value]
+            return items if isinstance(value, list) else tuple(items)
+        if isinstance(value, torch.Tensor):
+            if not _finite(value):
+                raise CheckpointError(f"cannot store a tensor in {key!r} that is not finite")
+            return value.detach().to("cpu", copy=True)
+        if value is None or isinstance(value, bool | int | float | str | bytes):
+            return value
+        raise CheckpointError(f"cannot store a {type(value).__name__} in {key!r}")
 
 
 def load(folder: str | os.PathLike[str], keys: Collection[str] | None = None) -> dict[str, Any]:
@@ -227,55 +310,17 @@ def _next_number(folder: Path) -> int:
     return 1 + max((_number(path) for path in folder.iterdir()), default=0)
 
 
-def _write_entry(
-    data: Path, key: str, value: Any, mapped: MappedArrays, files: dict[str, dict[str, int]]
-) -> None:
-    if not re.fullmatch(_KEY, key):
-        raise CheckpointError(f"a checkpoint key must be a plain word, got {key!r}")
-    arrays: dict[str, np.ndarray] = {}
-    tree = _split(value, key, arrays)
-    out = ChecksummedFile(data / f"{key}.pt")
+def _write_tree(tree: Any, path: Path) -> dict[str, int]:
+    out = ChecksummedFile(path)
     try:
         torch.save(tree, out)  # type: ignore[arg-type]  # it needs no more than write and flush
     finally:
         out.close()
-    files[f"{key}.pt"] = {"bytes": out.size_bytes, "crc32": out.crc32}
-    for name, array in arrays.items():
-        source = mapped.path_of(array)
-        if source is None:
-            size, crc = write_array(array, data / name)
-        else:
-            source.rename(data / name)
-            size, crc = settle_mapped(array, data / name)
-        files[name] = {"bytes": size, "crc32": crc}
-
-
-def _split(value: Any, key: str, arrays: dict[str, np.ndarray]) -> Any:
-    """Copies the containers of `value`, with arrays taken out and named in their place."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "biufc":
-            raise CheckpointError(f"cannot store an array of {value.dtype} in {key!r}")
-        name = f"{key}.{len(arrays)}.npy"
-        arrays[name] = value
-        return {_ARRAY: name}
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {name: _split(item, key, arrays) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        items = [_split(item, key, arrays) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    if isinstance(value, torch.Tensor):
-        if not _finite(value):
-            raise CheckpointError(f"cannot store a tensor in {key!r} that is not finite")
-        return value
-    if value is None or isinstance(value, bool | int | float | str | bytes):
-        return value
-    raise CheckpointError(f"cannot store a {type(value).__name__} in {key!r}")
+    return {"bytes": out.size_bytes, "crc32": out.crc32}
 
 
 def _join(tree: Any, data: Path) -> Any:
-    """Puts the arrays back: the inverse of `_split`."""
+    """Puts the arrays back: the inverse of `StagedCheckpoint._split`."""
     if isinstance(tree, dict):
         if set(tree) == {_ARRAY}:
             if not re.fullmatch(rf"{_KEY}\.\d+\.npy", tree[_ARRAY]):

@@ -8,7 +8,8 @@ from mudreamer_fast.collect import replay_fields
 from mudreamer_fast.config import Config
 from mudreamer_fast.envs import VectorEnv
 from mudreamer_fast.machine.memory import available_bytes, check_replay_room, disk_bytes
-from mudreamer_fast.replay import ReplayBuffer
+from mudreamer_fast.machine.screen import say
+from mudreamer_fast.replay import ReplayBuffer, StorageError
 from mudreamer_fast.run.folder import RunFolder
 
 SPARE_SHARE = 0.02
@@ -44,6 +45,14 @@ def open_replay(config: Config, env: VectorEnv, folder: RunFolder, seed: int) ->
         replay.flush_every_seconds if on_disk else None,
         spare_steps=_spare_steps(config, env.num_envs),
     )
+
+
+def close_replay(replay: ReplayBuffer) -> None:
+    """Leaves a replay whole on disk; what cannot be written is told."""
+    try:
+        replay.close()
+    except StorageError as error:
+        say(f"warning: {error}\n")
 
 
 def _spare_steps(config: Config, num_envs: int) -> int:

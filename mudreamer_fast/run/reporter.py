@@ -181,6 +181,15 @@ class Reporter:
         """Notes what an update gave; a number that is not finite would spoil the average."""
         self.logger.add({name: value for name, value in metrics.items() if math.isfinite(value)})
 
+    def waited(self, for_batches: float, for_steps: float, of: float) -> None:
+        """Says what share of the time the learner waited; all in seconds."""
+        share = 100 / of
+        self.message(
+            f"the learner waited {(for_batches + for_steps) * share:.1f}% of the time: "
+            f"{for_batches * share:.2f}% for batches, "
+            f"{for_steps * share:.1f}% for steps to be taken"
+        )
+
     def tick(self, standing: Standing) -> None:
         """Draws the progress line and writes a line of averages, each when it is time."""
         now = time.monotonic()

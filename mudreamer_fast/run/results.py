@@ -118,3 +118,22 @@ def write_results(
         except OSError as error:
             warn(f"warning: cannot write to {folder.root}: {error.strerror or error}")
     return written
+
+
+def present(
+    result: TrainResult, folder: RunFolder, config: Config, tell: Callable[[str], None]
+) -> None:
+    """Writes what a finished run leaves and tells its scores and where all of it lies.
+
+    Args:
+        result: the run's.
+        folder: run folder.
+        config: the run's.
+        tell: shows lines to the user.
+    """
+    written = write_results(result, folder, config, tell)
+    if result.evaluation is not None:
+        scores = result.evaluation.scores
+        tell(score_table(scores, result.random_scores, config.train.eval_policy))
+    for path in (*written, folder.checkpoint):
+        tell(f"  {path}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from mudreamer_fast.agent import Agent
@@ -71,16 +73,19 @@ def restore(
 
 
 class Saver:
-    """Writes a run's checkpoints; one that fails is told and tried again at the next occasion.
+    """Writes a run's checkpoints, in the background; one that fails is told and made up for.
+
+    A run waits while its state is copied, and for the checkpoint before where that is not written
+    yet.
 
     Args:
         folder: run folder.
         config: the run's settings.
-        pace: knows how far the run is, and is told when a checkpoint was written.
-        agent: what has learned; no update may be under way while it is saved.
+        pace: knows how far the run is, and is told when a checkpoint was made.
+        agent: what has learned; no update may be under way while it is copied.
         replay: what it learns from.
         batches: those drawn ahead.
-        reporter: is told what fails, and how long it took.
+        reporter: is told what fails, and how long the run waited.
     """
 
     def __init__(
@@ -96,33 +101,55 @@ class Saver:
         self._folder, self._config, self._pace = folder, config, pace
         self._agent, self._replay, self._batches = agent, replay, batches
         self._reporter = reporter
+        self._thread = ThreadPoolExecutor(1, "saver")
+        self._written: Future[None] | None = None
 
     def save(self) -> None:
-        """Write a checkpoint, from which the run can go on."""
+        """Make a checkpoint, from which the run can go on."""
         started = self._pace.counters.seconds = self._pace.seconds
-        keep = self._config.train.keep_checkpoints
-        self._attempt(lambda: checkpoint.save(self._state, self._folder.checkpoint, keep))
+        self._save(self._state, self._folder.checkpoint, self._config.train.keep_checkpoints)
         self._reporter.update({"checkpoint/seconds": self._pace.seconds - started})
         self._pace.schedule_checkpoint()
 
     def save_best(self, score: float) -> None:
-        """Write the agent, for evaluations alone, if it has never scored better."""
+        """Save the agent, for evaluations alone, if it has never scored better."""
         counters = self._pace.counters
         if score <= counters.best_score:
             return
         counters.best_score = score
-        self._attempt(lambda: checkpoint.save(self._learned(), self._folder.best))
+        self._save(self._learned(), self._folder.best, 1)
 
     def go_back(self, reason: str) -> None:
         """Bring the weights and moments of the last checkpoint back, and nothing else.
 
         The generator goes on: the same draws might lead to the same end.
         """
+        self.finish()
         self._reporter.message(f"warning: {reason}: back to the weights of the last checkpoint")
         now = self._agent.state_dict()
         before = checkpoint.load(self._folder.checkpoint, ("agent",))["agent"]
         kept = {name: now[name] for name in ("generator", "updates")}
         self._agent.load_state_dict(before | kept)
+
+    def finish(self) -> None:
+        """Wait until what was saved is written, and tell what could not be."""
+        written, self._written = self._written, None
+        if written is not None:
+            self._attempt(written.result)
+
+    def close(self) -> None:
+        """Finish, and end the thread."""
+        self.finish()
+        self._thread.shutdown()
+
+    def _save(self, state: Mapping[str, Any] | checkpoint.Build, folder: Path, keep: int) -> None:
+        self.finish()
+
+        def stage() -> None:
+            staged = checkpoint.StagedCheckpoint(state, folder)
+            self._written = self._thread.submit(staged.commit, keep)
+
+        self._attempt(stage)
 
     def _attempt(self, write: Callable[[], None]) -> None:
         try:

@@ -21,21 +21,18 @@ from mudreamer_fast.machine.device import (
     settle_arithmetic,
     threads_beside_acting,
 )
-from mudreamer_fast.machine.screen import say
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed, seed_everything
 from mudreamer_fast.machine.signals import StopSignals
-from mudreamer_fast.ops.distributions import entropy_range
-from mudreamer_fast.replay import StorageError
 from mudreamer_fast.replay.prefetch import Prefetcher
 from mudreamer_fast.run import saving
 from mudreamer_fast.run.evaluator import Evaluator
 from mudreamer_fast.run.folder import RunFolder, write_config
-from mudreamer_fast.run.guard import FiniteGuard
+from mudreamer_fast.run.lessons import Lessons
 from mudreamer_fast.run.lock import RunLock
 from mudreamer_fast.run.pace import Counters, Pace, check_that_updates_come
-from mudreamer_fast.run.replay import open_replay
+from mudreamer_fast.run.replay import close_replay, open_replay
 from mudreamer_fast.run.reporter import Reporter, Standing
-from mudreamer_fast.run.results import TrainResult, score_table, write_results
+from mudreamer_fast.run.results import TrainResult, present
 
 
 class Trainer:
@@ -61,7 +58,7 @@ class Trainer:
             self.env = make_env(config.env, config.env.num_envs, self._seed(SeedUse.COLLECT))
             self._open.callback(self.env.close)
             self.replay = open_replay(config, self.env, self.folder, self._seed(SeedUse.REPLAY))
-            self._open.callback(self._close_replay)
+            self._open.callback(close_replay, self.replay)
             self.agent = Agent(config, self.env.observation_spec, self.env.action_spec, device)
             self.batches = self._make_batches(device)
             self._open.callback(self.batches.close)
@@ -70,19 +67,16 @@ class Trainer:
             self.learner = self._make_learner(device)  # copies the weights that are there now
             self._open.callback(self.learner.close)
             write_config(config, self.folder.config)
-            action = self.env.action_spec
-            self.reporter = Reporter(
-                config,
-                run_dir,
-                self.pace.env_steps if resume else None,
-                entropy_range(action.size, action.continuous, config.model.unimix),
-            )
+            resumed_at = self.pace.env_steps if resume else None
+            self.reporter = Reporter(config, run_dir, resumed_at, self.agent.policy_entropy)
             self._open.callback(self.reporter.close)
             parts = self.agent, self.replay, self.batches, self.reporter
             self._saver = saving.Saver(self.folder, config, self.pace, *parts)
-            self._guard = FiniteGuard(self._go_back)
+            self._open.callback(self._saver.close)
+            self._lessons = Lessons(self.learner, self.pace, self._saver, self.reporter)
             if not resume:
-                self._saver.save()  # from here on a run that is killed can be resumed
+                self._saver.save()
+                self._saver.finish()  # from here on a run that is killed can be resumed
             self.evaluator = Evaluator(config, self.pace, self.reporter, stop)
         except BaseException:
             self._open.close()
@@ -94,7 +88,6 @@ class Trainer:
         self._agent_acts = False
         if self.agent.updates or self._can_learn():
             self._hand_over()
-        self._updates_started = 0
         self._introduce()
 
     def __enter__(self) -> Trainer:
@@ -116,13 +109,6 @@ class Trainer:
             self.agent, self.batches, in_background, lambda: self.stop.received is not None
         )
 
-    def _close_replay(self) -> None:
-        """Leaves the replay whole on disk; what cannot be written is told."""
-        try:
-            self.replay.close()
-        except StorageError as error:
-            say(f"warning: {error}\n")
-
     def _seed(self, use: SeedUse) -> int:
         return derived_seed(self.config.train.seed, use, self.counters.resumes)
 
@@ -136,10 +122,6 @@ class Trainer:
             f"on {self.agent.device}, {self.agent.backend} operations{graphs}{meanwhile}"
         )
         self._report_problems()
-
-    def _go_back(self, reason: str) -> None:
-        self._saver.go_back(reason)
-        self.learner.catch_up()
 
     def _report_problems(self) -> None:
         """What became of a replay on disk, where it is not what it should be."""
@@ -165,10 +147,9 @@ class Trainer:
         try:
             return self.collector.collect(1)
         except PolicyNotFiniteError as error:
-            self.finish_updates()
-            self._guard.go_back(f"{error} after update {self.agent.updates:,}")
+            self._lessons.go_back(f"{error} after update {self.agent.updates:,}")
             self._hand_over()
-            return []
+            return self.collect()
 
     @property
     def waited_seconds(self) -> float:
@@ -190,20 +171,7 @@ class Trainer:
         """Have `update` called as often as the steps taken so far have earned."""
         if self.counters.update_credit < 1 or self.stop.received is not None:
             return
-        self.finish_updates()
-        self._updates_started = self.pace.take_updates()
-        self.learner.start(update, self._updates_started)
-        if not self.learner.in_background:
-            self.finish_updates()
-
-    def finish_updates(self) -> None:
-        """Waits for the updates under way; those that a stop left undone are still owed."""
-        done = self.learner.finish()
-        self.pace.give_back(self._updates_started - len(done))
-        self._updates_started = 0
-        for metrics in done:
-            self.reporter.update(metrics)
-            self._guard.check(metrics)
+        self._lessons.start(update)
 
     def report(self) -> None:
         """Progress to the screen, averages to the log, each when it is time."""
@@ -215,7 +183,7 @@ class Trainer:
                 counters.policy_steps,
                 counters.learning_policy_steps,
                 self.agent.updates,
-                self._guard.skipped,
+                self._lessons.skipped,
                 self.pace.seconds,
                 self.pace.seconds_left,
                 self.waited_seconds,
@@ -225,7 +193,7 @@ class Trainer:
 
     def evaluate(self, film: bool = False) -> Evaluation:
         """Score the agent; film it where pictures can be had."""
-        self.finish_updates()
+        self._lessons.finish()
         self.learner.pause()
         evaluation = self.evaluator.score_agent(self.agent, film)
         self.pace.schedule_evaluation()
@@ -233,10 +201,18 @@ class Trainer:
         return evaluation
 
     def save(self) -> None:
-        """Writes a checkpoint, after the updates under way, unless these raise doubts."""
-        self.finish_updates()
+        """Makes a checkpoint and waits until it is written."""
+        self.save_meanwhile()
+        self._saver.finish()
+
+    def save_meanwhile(self) -> None:
+        """Makes a checkpoint of what the updates under way lead to, unless that raises doubts.
+
+        It is written while the run goes on.
+        """
+        self._lessons.finish()
         self.learner.pause()
-        if self._guard.doubts:
+        if self._lessons.doubts:
             self.reporter.message("warning: no checkpoint, as the last update was not finite")
         else:
             self._saver.save()
@@ -244,7 +220,7 @@ class Trainer:
     def rescue(self) -> None:
         """Saves what was learned, whatever has ended the run; what cannot be saved is told."""
         with suppress(Exception):  # the updates under way may be what failed
-            self.finish_updates()
+            self._lessons.finish()
         try:
             self.save()
         except Exception as error:
@@ -252,17 +228,11 @@ class Trainer:
 
     def finish(self, evaluation: Evaluation) -> TrainResult:
         """Writes scores and pictures and prints the table."""
-        result, tell = self.result(evaluation), self.reporter.message
-        share = 100 / self.pace.session_seconds
-        tell(
-            f"the learner waited {self.waited_seconds * share:.1f}% of the time: "
-            f"{self.batches.waited_seconds * share:.2f}% for batches, "
-            f"{self.learner.idle_seconds * share:.1f}% for steps to be taken"
+        result = self.result(evaluation)
+        self.reporter.waited(
+            self.batches.waited_seconds, self.learner.idle_seconds, self.pace.session_seconds
         )
-        written = write_results(result, self.folder, self.config, tell)
-        tell(score_table(evaluation.scores, result.random_scores, self.config.train.eval_policy))
-        for path in (*written, self.folder.checkpoint):
-            tell(f"  {path}")
+        present(result, self.folder, self.config, self.reporter.message)
         return result
 
     def result(self, evaluation: Evaluation | None) -> TrainResult:

@@ -7,6 +7,7 @@ from mudreamer_fast.ops.distributions import (
     OneHotCategorical,
     ScaledNormal,
     bound_action,
+    entropy_range,
     policy_distribution,
 )
 from tests.tolerances import HAND, assert_close
@@ -78,6 +79,18 @@ def test_one_hot_categorical_without_uniform_share_stays_finite_at_extreme_logit
     assert loss.item() == pytest.approx(-200.0)
     # The log-probability of the class that never comes falls as the other's logit grows.
     assert torch.autograd.grad(loss, out)[0].tolist() == [1.0, -1.0]
+
+
+@pytest.mark.parametrize("continuous", [True, False])
+def test_entropy_range_is_that_of_extreme_policies(continuous: bool) -> None:
+    low, high = entropy_range(3, continuous, unimix=0.1)
+    extremes = torch.zeros(2, 6 if continuous else 3, dtype=F64)
+    if continuous:
+        extremes[0, 3:], extremes[1, 3:] = -1e3, 1e3
+    else:
+        extremes[0, 1] = 1e3
+    entropy = policy_distribution(extremes, continuous, 0.1).entropy()
+    assert_close(entropy, torch.tensor([low, high], dtype=F64), HAND)
 
 
 def test_policy_distribution_follows_the_kind_of_action() -> None:

@@ -1,0 +1,73 @@
+"""The updates of a run: those that are owed, and what becomes of those that are not finite."""
+
+from __future__ import annotations
+
+from mudreamer_fast.learner import Learner, Update
+from mudreamer_fast.run.guard import FiniteGuard
+from mudreamer_fast.run.pace import Pace
+from mudreamer_fast.run.reporter import Reporter
+from mudreamer_fast.run.saving import Saver
+
+
+class Lessons:
+    """Has a learner do the updates that a run's pace asks for.
+
+    Args:
+        learner: does them.
+        pace: says how many are owed.
+        saver: brings earlier weights back where the present ones lead nowhere.
+        reporter: is told what they gave.
+    """
+
+    def __init__(self, learner: Learner, pace: Pace, saver: Saver, reporter: Reporter) -> None:
+        self._learner, self._pace = learner, pace
+        self._saver, self._reporter = saver, reporter
+        self._guard = FiniteGuard(self._bring_back)
+        self._started = 0
+
+    @property
+    def skipped(self) -> int:
+        """Updates that were not finite and changed nothing, in this process."""
+        return self._guard.skipped
+
+    @property
+    def doubts(self) -> bool:
+        """Whether the last update was not finite: the weights may be to blame."""
+        return self._guard.doubts
+
+    def start(self, update: Update) -> None:
+        """Have `update` called as often as the steps taken so far have earned."""
+        self.finish()
+        self._started = self._pace.take_updates()
+        self._learner.start(update, self._started)
+        if not self._learner.in_background:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the updates under way; those that a stop left undone are still owed.
+
+        Raises:
+            NotFiniteError: they stay infinite or NaN, even from earlier weights.
+        """
+        done = self._learner.finish()
+        self._pace.give_back(self._started - len(done))
+        self._started = 0
+        for metrics in done:
+            self._reporter.update(metrics)
+            self._guard.check(metrics)
+
+    def go_back(self, reason: str) -> None:
+        """Return to the weights of the last checkpoint.
+
+        Args:
+            reason: a sentence without its full stop.
+
+        Raises:
+            NotFiniteError: it has been done too often.
+        """
+        self.finish()
+        self._guard.go_back(reason)
+
+    def _bring_back(self, reason: str) -> None:
+        self._saver.go_back(reason)
+        self._learner.catch_up()
