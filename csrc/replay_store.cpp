@@ -1,10 +1,11 @@
 #include "replay_store.h"
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <stdexcept>
 #include <utility>
 
@@ -23,20 +24,70 @@ RingShape ring_shape(const ReplayOptions& options) {
 
 }  // namespace
 
+// Lets no thread but the forking one be in the middle of a change while a process forks, and gives
+// the child locks that nobody holds. Condition variables cannot be destroyed in the child, where
+// their waiters do not exist but are still counted: new ones are made in their place.
+class ForkHandlers {
+ public:
+  static void enlist(ReplayStore* store) {
+    static const int installed = pthread_atfork(before, after_in_parent, after_in_child);
+    if (installed != 0) throw std::runtime_error(std::strerror(installed));
+    const std::lock_guard lock(mutex());
+    stores().insert(store);
+  }
+
+  static void delist(ReplayStore* store) {
+    const std::lock_guard lock(mutex());
+    stores().erase(store);
+  }
+
+ private:
+  // Never destroyed: threads may outlive the program's static objects.
+  static std::mutex& mutex() {
+    static auto* const made = new std::mutex;
+    return *made;
+  }
+  static std::set<ReplayStore*>& stores() {
+    static auto* const made = new std::set<ReplayStore*>;
+    return *made;
+  }
+
+  static void before() {
+    mutex().lock();
+    for (ReplayStore* store : stores()) store->mutex_.lock();
+  }
+
+  static void after_in_parent() {
+    for (ReplayStore* store : stores()) store->mutex_.unlock();
+    mutex().unlock();
+  }
+
+  static void after_in_child() {
+    for (ReplayStore* store : stores()) {
+      store->claims_.clear();
+      store->exclusive_ = 0;
+      new (&store->released_) std::condition_variable;
+      new (&store->add_mutex_) std::mutex;
+      store->mutex_.unlock();
+    }
+    mutex().unlock();
+  }
+};
+
 Claim::Claim(Claim&& other) noexcept
-    : store_(std::exchange(other.store_, nullptr)), oldest_(other.oldest_) {}
+    : store_(std::exchange(other.store_, nullptr)), entry_(other.entry_) {}
 
 Claim& Claim::operator=(Claim&& other) noexcept {
   if (this != &other) {
     release();
     store_ = std::exchange(other.store_, nullptr);
-    oldest_ = other.oldest_;
+    entry_ = other.entry_;
   }
   return *this;
 }
 
 void Claim::release() noexcept {
-  if (store_ != nullptr) std::exchange(store_, nullptr)->release(oldest_);
+  if (store_ != nullptr) std::exchange(store_, nullptr)->release(entry_);
 }
 
 ReplayStore::ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field,
@@ -47,8 +98,7 @@ ReplayStore::ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field,
       threads_(options.threads),
       segmented_(options.segment_steps.has_value()),
       ring_(fields_, ring_shape(options)),
-      sampler_(options.seed),
-      claims_process_(getpid()) {
+      sampler_(options.seed) {
   if (options.stream_capacity_steps == 0) {
     throw std::invalid_argument("a replay needs room for at least one step");
   }
@@ -58,33 +108,38 @@ ReplayStore::ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field,
       !fields_[first_field].shape.empty()) {
     throw std::invalid_argument("the field that marks first steps must be a boolean scalar");
   }
+  ForkHandlers::enlist(this);
 }
 
-Claim ReplayStore::claim(std::uint64_t oldest) {
-  if (claims_process_ != getpid()) {
-    claims_.clear();  // those of the parent's threads, which do not exist after a fork
-    claims_process_ = getpid();
-  }
-  claims_.insert(oldest);
+ReplayStore::~ReplayStore() { ForkHandlers::delist(this); }
+
+Claim ReplayStore::claim(std::uint64_t oldest, std::thread::id owner) {
   Claim made;
+  made.entry_ = {oldest, owner};
+  claims_.insert(made.entry_);
   made.store_ = this;
-  made.oldest_ = oldest;
   return made;
 }
 
-void ReplayStore::release(std::uint64_t oldest) noexcept {
+void ReplayStore::release(const Claim::Entry& entry) noexcept {
   {
     const std::lock_guard lock(mutex_);
-    const auto found = claims_.find(oldest);
+    const auto found = claims_.find(entry);
     if (found != claims_.end()) claims_.erase(found);
   }
   released_.notify_all();
 }
 
 void ReplayStore::await_claims(std::unique_lock<std::mutex>& lock, std::uint64_t step) {
-  released_.wait(lock, [&] {
-    return claims_.empty() || claims_process_ != getpid() || *claims_.begin() >= step;
-  });
+  const std::thread::id self = std::this_thread::get_id();
+  for (const auto& [oldest, owner] : claims_) {
+    if (oldest < step && owner == self) {
+      throw std::runtime_error(
+          "this call would wait for ever: it needs the end of a view that this thread holds; "
+          "release the view first, or make the store with more spare steps");
+    }
+  }
+  released_.wait(lock, [&] { return claims_.empty() || claims_.begin()->first >= step; });
 }
 
 void ReplayStore::add(const std::byte* const* columns) {
@@ -102,12 +157,12 @@ void ReplayStore::add(const std::byte* const* columns) {
   advance_to(step + 1);
 }
 
-View ReplayStore::view() {
+View ReplayStore::view(bool handed_over) {
   std::unique_lock lock(mutex_);
   released_.wait(lock, [&] { return exclusive_ == 0; });
   View made;
   made.steps = held_;
-  made.claim = claim(held_.begin);
+  made.claim = claim(held_.begin, handed_over ? std::thread::id() : std::this_thread::get_id());
   return made;
 }
 
@@ -318,7 +373,12 @@ void ReplayStore::require_segments() const {
 
 ReplayStore::Exclusive::Exclusive(ReplayStore* store) : lock_(store->mutex_), store_(store) {
   ++store->exclusive_;
-  store->await_claims(lock_, std::numeric_limits<std::uint64_t>::max());
+  try {
+    store->await_claims(lock_, std::numeric_limits<std::uint64_t>::max());
+  } catch (...) {
+    --store->exclusive_;
+    throw;
+  }
 }
 
 ReplayStore::Exclusive::~Exclusive() {

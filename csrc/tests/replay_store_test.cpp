@@ -1,5 +1,8 @@
 #include "../replay_store.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
 #include <optional>
@@ -168,6 +171,67 @@ TEST(an_add_waits_for_a_reader_only_where_it_needs_the_readers_steps) {
   draw.reset();
   adder.join();
   CHECK(store.steps_added() == 14);
+}
+
+TEST(a_wait_for_a_view_of_the_same_thread_throws_and_changes_nothing) {
+  ReplayStore store = make_store(6);
+  fill(store, 0, 6);
+  std::optional<replay::View> view = store.view();
+  fill(store, 6, 7);  // the spare step
+  CHECK_THROWS(std::runtime_error, fill(store, 7, 8));
+  CHECK_THROWS(std::runtime_error, store.restore(0, nullptr, {}));
+  CHECK(store.steps_added() == 7 && store.steps() == 6);
+  steps::Outputs outputs(store.fields(), 6 * 2);
+  store.sample({6, 2}, outputs.pointers());  // no exclusive operation is thought to wait
+  Watched other([&] { fill(store, 7, 8); });
+  CHECK(other.waits());
+  view.reset();
+  other.join();
+  view = store.view(true);
+  Watched learner([&] { view.reset(); });
+  fill(store, 8, 10);  // may wait for the learner
+  learner.join();
+  CHECK(store.steps_added() == 10);
+}
+
+TEST(a_process_may_fork_while_other_threads_are_in_a_call) {
+  ReplayStore store = make_store(6);
+  fill(store, 0, 6);
+  std::optional<replay::View> view = store.view(true);
+  fill(store, 6, 7);
+  Watched adder([&] { fill(store, 7, 8); });
+  Watched writer([&] { store.write_back(0, nullptr, nullptr, nullptr); });
+  std::atomic<bool> working{true};
+  std::thread sampler([&] {
+    steps::Outputs outputs(store.fields(), 6 * 2);
+    const replay::View own = store.view(true);
+    while (working) store.draw({6, 2}, &own);
+  });
+  CHECK(adder.waits());
+  CHECK(writer.waits());
+  int failed = 0;
+  for (int round = 0; round < 50; ++round) {
+    const pid_t child = fork();
+    if (child == 0) {
+      {
+        ReplayStore& copy = store;
+        fill(copy, 7, 20);
+        steps::Outputs outputs(copy.fields(), 6 * 2);
+        copy.sample({6, 2}, outputs.pointers());
+        copy.~ReplayStore();
+      }
+      _exit(0);
+    }
+    int status = 1;
+    waitpid(child, &status, 0);
+    failed += status != 0;
+  }
+  working = false;
+  sampler.join();
+  view.reset();
+  adder.join();
+  writer.join();
+  CHECK(failed == 0);
 }
 
 TEST(steps_are_written_back_by_handle_unless_they_are_gone) {

@@ -123,6 +123,8 @@ class ReplayBuffer:
 
         Raises:
             ValueError: a key, dtype, shape or memory layout does not match the fields.
+            RuntimeError: this thread holds a view whose steps would be overwritten
+                (`BatchQueue.hold_view`).
         """
         self._store.add(step if isinstance(step, dict) else dict(step))
 
@@ -264,7 +266,8 @@ class ReplayBuffer:
         """Write all held steps that are not on disk yet to the folder, if there is one.
 
         Raises:
-            StorageError: the folder cannot be written; its previous contents are intact.
+            StorageError: the folder cannot be written, or this is a forked process; its previous
+                contents are intact.
         """
         if self._storage is not None:
             self._storage.flush(self._store)
@@ -277,14 +280,15 @@ class ReplayBuffer:
         return problems
 
     def close(self) -> None:
-        """Flush and release the folder; a second call does nothing.
+        """Flush and release the folder; a second call, or one in a forked process, does nothing.
 
         Raises:
             StorageError: as for `flush`; the folder is released nevertheless.
         """
         if self._end.alive:
             try:
-                self.flush()
+                if self._storage is not None and self._storage.in_own_process:
+                    self.flush()
             finally:
                 self._end()
 
@@ -298,7 +302,8 @@ class ReplayBuffer:
 
 
 def _end(flusher: Flusher | None, storage: Storage | None) -> None:
-    if flusher is not None:
+    if storage is None:
+        return
+    if flusher is not None and storage.in_own_process:
         flusher.stop()
-    if storage is not None:
-        storage.close()
+    storage.close()

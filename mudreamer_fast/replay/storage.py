@@ -78,6 +78,7 @@ class Storage:
         self._folder = Path(folder)
         self._layout = layout
         self._mutex = threading.Lock()
+        self._process = os.getpid()
         self._lock = self._take_lock()
         try:
             self._manifest = self._read_manifest()
@@ -91,6 +92,11 @@ class Storage:
         self._next_number = 1 + max(
             (int(path.stem.split("-")[1]) for path in self._folder.glob("segment-*.bin")), default=0
         )
+
+    @property
+    def in_own_process(self) -> bool:
+        """Whether this is the process that opened the folder, and not one forked from it."""
+        return self._process == os.getpid()
 
     def recover(self, store: ReplayStore) -> list[str]:
         """Load the folder's segments into an empty store.
@@ -132,9 +138,11 @@ class Storage:
         """Write the store's new steps and the manifest.
 
         Raises:
-            StorageError: the disk is full or the folder cannot be written; its previous contents
-                are intact.
+            StorageError: the disk is full, the folder cannot be written, or it belongs to the
+                process that this one was forked from; its previous contents are intact.
         """
+        if not self.in_own_process:
+            raise StorageError(f"a forked process cannot write its parent's {self._folder}")
         with self._mutex:
             try:
                 self._flush(store)
