@@ -4,7 +4,7 @@
 // Arrays must have the exact dtype and shape, be C-contiguous, and be writeable where they are
 // outputs; they are never converted. No call waits for a lock of the store with the GIL held.
 // Errors: std::invalid_argument becomes ValueError, std::out_of_range IndexError,
-//   std::runtime_error RuntimeError.
+//   std::runtime_error RuntimeError; NonFiniteError is a ValueError of its own.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -527,6 +527,7 @@ void bind_queue(py::module_& module) {
 
 PYBIND11_MODULE(_replay, module) {
   module.doc() = "Storage and sampling of replayed steps; use mudreamer_fast.replay.";
+  py::register_exception<replay::NonFiniteError>(module, "NonFiniteError", PyExc_ValueError);
   bind_structs(module);
   bind_store(module);
   bind_queue(module);

@@ -22,6 +22,36 @@ RingShape ring_shape(const ReplayOptions& options) {
   return {options.streams, (slots / segment_steps + 2) * segment_steps, segment_steps};
 }
 
+// The index of the first number whose exponent's bits are all set, as those of infinities and NaNs
+// are; `count` if there is none.
+template <typename Bits>
+std::size_t find_non_finite(const std::byte* data, std::size_t count, Bits exponent) {
+  const auto is_bad = [&](std::size_t index) {
+    Bits bits;
+    std::memcpy(&bits, data + index * sizeof(Bits), sizeof(Bits));
+    return (bits & exponent) == exponent;
+  };
+  bool any = false;
+  for (std::size_t index = 0; index < count; ++index) any |= is_bad(index);
+  if (!any) return count;
+  std::size_t index = 0;
+  while (!is_bad(index)) ++index;
+  return index;
+}
+
+std::size_t find_non_finite(DType dtype, const std::byte* data, std::size_t count) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return find_non_finite<std::uint16_t>(data, count, 0x7C00u);
+    case DType::kFloat32:
+      return find_non_finite<std::uint32_t>(data, count, 0x7F800000u);
+    case DType::kFloat64:
+      return find_non_finite<std::uint64_t>(data, count, 0x7FF0000000000000u);
+    default:
+      return count;
+  }
+}
+
 }  // namespace
 
 // Lets no thread but the forking one be in the middle of a change while a process forks, and gives
@@ -142,7 +172,20 @@ void ReplayStore::await_claims(std::unique_lock<std::mutex>& lock, std::uint64_t
   released_.wait(lock, [&] { return claims_.empty() || claims_.begin()->first >= step; });
 }
 
+void ReplayStore::require_finite(const std::byte* const* columns) const {
+  for (std::size_t field = 0; field < fields_.size(); ++field) {
+    const FieldSpec& spec = fields_[field];
+    const std::size_t elements = ring_.step_bytes(field) / dtype_bytes(spec.dtype);
+    const std::size_t count = ring_.streams() * elements;
+    const std::size_t found = find_non_finite(spec.dtype, columns[field], count);
+    if (found == count) continue;
+    throw NonFiniteError("'" + spec.name + "' of stream " + std::to_string(found / elements) +
+                         " must be finite, got a number that is not");
+  }
+}
+
 void ReplayStore::add(const std::byte* const* columns) {
+  require_finite(columns);
   const std::lock_guard adding(add_mutex_);
   std::unique_lock lock(mutex_);
   const std::uint64_t step = held_.end;

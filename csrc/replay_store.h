@@ -23,9 +23,9 @@
 //   step that another thread was adding is not held there.
 // Complexity: add() O(bytes of a step of all streams), sample() O(bytes of the batch); snapshot()
 //   and restore() O(bytes held). Memory is allocated only as the store fills.
-// Errors: those of step_ring.h, sequence_sampler.h, gather.h and segment_file.h; std::runtime_error
-//   for a wait that would not end. A call that throws leaves the held steps and the generator
-//   unchanged.
+// Errors: those of step_ring.h, sequence_sampler.h, gather.h and segment_file.h; NonFiniteError;
+//   std::runtime_error for a wait that would not end. A call that throws leaves the held steps and
+//   the generator unchanged.
 
 #pragma once
 
@@ -35,6 +35,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -48,6 +49,12 @@
 namespace replay {
 
 class ReplayStore;
+
+// A step holds a number that is infinite or none; the message names its field and its stream.
+class NonFiniteError : public std::invalid_argument {
+ public:
+  using std::invalid_argument::invalid_argument;
+};
 
 // Protects steps against being overwritten for as long as it exists. Movable; a default-constructed
 // or released claim protects nothing.
@@ -119,7 +126,8 @@ class ReplayStore {
   ReplayStore& operator=(const ReplayStore&) = delete;
 
   // Adds one step to every stream, overwriting the oldest in a full store. columns[f] points to
-  // field f of all streams, contiguous in stream order.
+  // field f of all streams, contiguous in stream order. Throws NonFiniteError, with nothing added
+  // to any stream, if a floating-point field holds a number that is not finite.
   void add(const std::byte* const* columns);
 
   // A view of the steps that are held now. With `handed_over`, another thread than the caller's
@@ -184,6 +192,7 @@ class ReplayStore {
  private:
   friend class Claim;
   friend class ForkHandlers;
+  void require_finite(const std::byte* const* columns) const;
   // The caller holds mutex_.
   Claim claim(std::uint64_t oldest, std::thread::id owner = std::thread::id());
   void release(const Claim::Entry& entry) noexcept;

@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+class NonFiniteError(ValueError):
+    """A step holds a number that is infinite or none; one line names its field and stream."""
+
 class Progress:
     def __init__(self, *, steps_added: int, generator: int) -> None: ...
     @property

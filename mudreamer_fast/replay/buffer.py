@@ -123,6 +123,7 @@ class ReplayBuffer:
 
         Raises:
             ValueError: a key, dtype, shape or memory layout does not match the fields.
+            NonFiniteError: a floating-point field holds a number that is not finite.
             RuntimeError: this thread holds a view whose steps would be overwritten
                 (`BatchQueue.hold_view`).
         """
