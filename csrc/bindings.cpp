@@ -4,7 +4,8 @@
 // Arrays must have the exact dtype and shape, be C-contiguous, and be writeable where they are
 // outputs; they are never converted. No call waits for a lock of the store with the GIL held.
 // Errors: std::invalid_argument becomes ValueError, std::out_of_range IndexError,
-//   std::runtime_error RuntimeError; NonFiniteError is a ValueError of its own.
+//   std::runtime_error RuntimeError; NonFiniteError is a ValueError of its own, and FileError is
+//   StorageError, a RuntimeError.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -309,6 +310,11 @@ class PyReplayStore {
     store_.restore(steps, columns.readable(), progress);
   }
 
+  void copy_from(PyReplayStore& other) {
+    const Unlocked unlocked;
+    store_.copy_from(other.store_);
+  }
+
   std::size_t steps() const {
     const Unlocked unlocked;
     return store_.steps();
@@ -494,6 +500,7 @@ void bind_store(py::module_& module) {
       .def("snapshot", &PyReplayStore::snapshot, py::arg("steps"), py::arg("outputs"))
       .def("restore", &PyReplayStore::restore, py::arg("steps"), py::arg("contents"),
            py::arg("progress"))
+      .def("copy_from", &PyReplayStore::copy_from, py::arg("other"))
       .def("write_segment", &PyReplayStore::write_segment, py::arg("step"), py::arg("path"))
       .def("map_segment", &PyReplayStore::map_segment, py::arg("step"), py::arg("path"))
       .def("load_segment", &PyReplayStore::load_segment, py::arg("part"), py::arg("path"),
@@ -528,6 +535,7 @@ void bind_queue(py::module_& module) {
 PYBIND11_MODULE(_replay, module) {
   module.doc() = "Storage and sampling of replayed steps; use mudreamer_fast.replay.";
   py::register_exception<replay::NonFiniteError>(module, "NonFiniteError", PyExc_ValueError);
+  py::register_exception<replay::FileError>(module, "StorageError", PyExc_RuntimeError);
   bind_structs(module);
   bind_store(module);
   bind_queue(module);

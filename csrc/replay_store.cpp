@@ -237,6 +237,8 @@ std::optional<Draw> ReplayStore::resume_draw(std::vector<Window> windows, std::s
 
 void ReplayStore::copy(const Draw& draw, std::byte* const* outputs, std::uint64_t* handles) const {
   gather(ring_, draw.windows, draw.length, outputs, threads_);
+  for (const Window& window : draw.windows) ring_.require_intact(window.start, draw.length);
+  ring_.require_none_lost();
   for (std::size_t row = 0; row < draw.windows.size(); ++row) {
     outputs[first_field_][row * draw.length] = std::byte{1};
     if (handles == nullptr) continue;
@@ -291,7 +293,36 @@ std::optional<Progress> ReplayStore::snapshot(std::size_t steps, std::byte* cons
       });
     }
   }
+  ring_.require_intact(begin, steps);
+  ring_.require_none_lost();
   return progress;
+}
+
+void ReplayStore::copy_from(ReplayStore& other) {
+  for (std::size_t field = 0; field < fields_.size() || field < other.fields_.size(); ++field) {
+    if (ring_.fields() != other.ring_.fields() || ring_.streams() != other.ring_.streams() ||
+        ring_.step_bytes(field) != other.ring_.step_bytes(field)) {
+      throw std::invalid_argument("a store can only copy one of the same fields and streams");
+    }
+  }
+  const View view = other.view();
+  const Progress progress = {view.steps.end, other.generator()};
+  const std::lock_guard adding(add_mutex_);
+  const Exclusive exclusive(this);
+  const std::size_t kept = std::min(static_cast<std::size_t>(view.steps.size()), stream_capacity_);
+  StepRing ring(fields_, ring_.shape());
+  std::vector<const std::byte*> columns(fields_.size());
+  for (std::uint64_t step = view.steps.end - kept; step < view.steps.end; ++step) {
+    for (std::size_t field = 0; field < columns.size(); ++field) {
+      columns[field] = other.ring_.at(field, 0, step);
+    }
+    ring.write(step, columns.data(), other.ring_.segment_steps());
+  }
+  other.ring_.require_intact(view.steps.end - kept, kept);
+  other.ring_.require_none_lost();
+  ring_ = std::move(ring);
+  held_ = {view.steps.end - kept, view.steps.end};
+  sampler_.restore(progress.generator);
 }
 
 void ReplayStore::restore(std::size_t steps, const std::byte* const* columns,
@@ -344,10 +375,11 @@ std::optional<SegmentPart> ReplayStore::write_segment(std::uint64_t step, const 
 void ReplayStore::map_segment(std::uint64_t step, const std::string& path) {
   require_segments();
   const OpenFile file(path);
+  require_size(file, ring_.segment_bytes());
   const Exclusive exclusive(this);
   const std::uint64_t first = step - step % ring_.segment_steps();
   if (first >= held_.begin && first + ring_.segment_steps() <= held_.end) {
-    ring_.map_segment(first, file.descriptor());
+    ring_.map_segment(first, file);
   }
 }
 
@@ -362,7 +394,7 @@ void ReplayStore::load_segment(const SegmentPart& part, const std::string& path,
   const std::vector<Span> targets = spans(part.first, part.steps);
   if (part.steps == ring_.segment_steps()) {
     check_segment_file(file, targets, ring_.segment_bytes(), part.checksum);
-    ring_.map_segment(part.first, file.descriptor());
+    ring_.map_segment(part.first, file);
   } else {
     read_segment_file(file, targets, ring_.segment_bytes(), part.checksum);
   }

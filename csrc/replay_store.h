@@ -159,6 +159,10 @@ class ReplayStore {
   // held: allocate for steps() and repeat the call if another thread added a step in between.
   std::optional<Progress> snapshot(std::size_t steps, std::byte* const* outputs);
 
+  // Replaces the held steps and the progress by those of another store of the same fields and
+  // streams. Keeps the newest steps if the capacity is smaller.
+  void copy_from(ReplayStore& other);
+
   // Replaces the held steps by those in arrays columns[f] of shape (streams, steps, ...), oldest
   // first, and the progress. Keeps the newest steps if the capacity is smaller.
   void restore(std::size_t steps, const std::byte* const* columns, const Progress& progress);

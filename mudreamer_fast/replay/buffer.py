@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,11 @@ class ReplayBuffer:
         self._problems: list[str] = []
         self._flusher: Flusher | None = None
         if self._storage is not None:
-            self._problems = self._storage.recover(self._store)
+            try:
+                self._problems = self._storage.recover(self._store)
+            except BaseException:
+                self._storage.close()
+                raise
             if flush_every_seconds is not None:
                 self._flusher = Flusher(self._storage, self._store, flush_every_seconds)
         self._end = weakref.finalize(self, _end, self._flusher, self._storage)
@@ -259,9 +264,22 @@ class ReplayBuffer:
             ValueError: an entry is missing or does not fit this buffer.
         """
         contents, steps, progress = unpack_state(state, self._layout.num_streams)
-        self._store.restore(steps, contents, progress)
-        if self._storage is not None:
-            self._storage.invalidate()
+        with self._replacing():
+            self._store.restore(steps, contents, progress)
+
+    def copy_from(self, other: ReplayBuffer) -> None:
+        """Replace the contents by those of another buffer; a smaller one keeps the newest steps.
+
+        Args:
+            other: a buffer of the same fields and streams, in memory or in a folder; unchanged.
+
+        Raises:
+            ValueError: its fields or streams are others.
+        """
+        if (self._layout.fields, self.num_streams) != (other._layout.fields, other.num_streams):
+            raise ValueError("a buffer can only copy one of the same fields and streams")
+        with self._replacing():
+            self._store.copy_from(other._store)
 
     def flush(self) -> None:
         """Write all held steps that are not on disk yet to the folder, if there is one.
@@ -292,6 +310,9 @@ class ReplayBuffer:
                     self.flush()
             finally:
                 self._end()
+
+    def _replacing(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._storage is None else self._storage.replacing()
 
     def _require(self, length: int) -> None:
         """Raise RuntimeError, before a batch is allocated, if no stream holds `length` steps."""
