@@ -21,12 +21,10 @@ BatchQueue::BatchQueue(ReplayStore& store, const BatchShape& shape, std::vector<
   worker_ = std::thread([this] { work(); });
 }
 
-BatchQueue::~BatchQueue() {
-  if (process_ == getpid()) {
-    close();
-  } else {
-    new std::thread(std::move(worker_));  // leaked: after a fork there is no thread to join
-  }
+BatchQueue::~BatchQueue() { close(); }
+
+void BatchQueue::Deleter::operator()(BatchQueue* queue) const {
+  if (queue->process_ == getpid()) delete queue;
 }
 
 void BatchQueue::close() {
@@ -63,11 +61,11 @@ std::size_t BatchQueue::next() {
   return last_->slot;
 }
 
-void BatchQueue::hold_view() {
+void BatchQueue::hold_view(bool handed_over) {
   require_own_process();
   const std::lock_guard calling(calls_);
   view_.reset();
-  view_ = store_.view();
+  view_ = store_.view(handed_over);
 }
 
 void BatchQueue::release_view() {
@@ -77,6 +75,7 @@ void BatchQueue::release_view() {
 }
 
 std::vector<std::vector<Window>> BatchQueue::pending(bool with_last) const {
+  require_own_process();
   const std::lock_guard lock(mutex_);
   std::vector<std::vector<Window>> batches;
   if (with_last && last_) batches.push_back(last_->draw.windows);
@@ -103,6 +102,7 @@ bool BatchQueue::resume(std::vector<std::vector<Window>> batches) {
 std::size_t BatchQueue::free_slots(bool with_last) const {
   const std::lock_guard lock(mutex_);
   if (closed_) throw std::runtime_error(kClosed);
+  if (error_) std::rethrow_exception(error_);
   return free_.size() + (with_last && last_ ? 1 : 0);
 }
 
@@ -136,6 +136,9 @@ void BatchQueue::work() {
     lock.lock();
     job.done = true;
     error_ = error;
+    if (error_) {
+      for (Job& left : jobs_) left.draw.claim.release();  // nobody will copy them
+    }
     changed_.notify_all();
     if (error_) return;
   }

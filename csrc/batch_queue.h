@@ -8,11 +8,12 @@
 //   caller may read the slot that next() returned until its next call of next().
 // Threads: every method may be called from any thread; concurrent calls of next() are serialized.
 //   close() may be called at any time and makes a waiting next() throw. After a fork the child
-//   cannot use the queue: its calls throw, and its destructor does not join the worker.
+//   cannot use the queue: its calls throw. It must not destroy it either, because its locks and its
+//   worker are as the fork left them; Deleter leaks it there.
 // Complexity: next() draws in O(batch_size) per batch and waits only if the copy is unfinished.
 // Errors: those of ReplayStore::draw, with the queue unchanged; std::runtime_error from next() and
 //   resume() after close(). An error of ReplayStore::copy stops the worker, and every later next()
-//   throws it.
+//   or resume() throws it; steps can still be added.
 
 #pragma once
 
@@ -40,6 +41,10 @@ class BatchQueue {
     std::uint64_t* handles = nullptr;
   };
 
+  struct Deleter {
+    void operator()(BatchQueue* queue) const;
+  };
+
   // Keeps slots.size() - 1 batches pending; the caller uses the remaining slot.
   BatchQueue(ReplayStore& store, const BatchShape& shape, std::vector<Slot> slots);
   ~BatchQueue();
@@ -51,8 +56,9 @@ class BatchQueue {
   std::size_t next();
 
   // Makes next() draw from the steps that the store holds now until release_view(), regardless of
-  // steps added in between. Batches drawn by another thread are thereby reproducible.
-  void hold_view();
+  // steps added in between. Batches drawn by another thread are thereby reproducible; if that
+  // thread also releases the view, it is `handed_over` (ReplayStore::view).
+  void hold_view(bool handed_over = false);
   void release_view();
 
   // The windows of the pending batches, oldest first. With `with_last`, those of the batch that

@@ -4,11 +4,13 @@
 // Arrays must have the exact dtype and shape, be C-contiguous, and be writeable where they are
 // outputs; they are never converted. No call waits for a lock of the store with the GIL held.
 // Errors: std::invalid_argument becomes ValueError, std::out_of_range IndexError,
-//   std::runtime_error RuntimeError.
+//   std::runtime_error RuntimeError; NonFiniteError is a ValueError of its own, and FileError is
+//   StorageError, a RuntimeError.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -19,6 +21,10 @@
 #include <tuple>
 #include <utility>
 #include <vector>
+
+#ifdef __GLIBCXX__
+#include <cxxabi.h>
+#endif
 
 #include "batch_queue.h"
 #include "replay_store.h"
@@ -37,6 +43,30 @@ using replay::ReplayStore;
 using replay::SegmentPart;
 using replay::Window;
 using Shape = std::vector<std::size_t>;
+
+// Releases the GIL for its lifetime, as py::gil_scoped_release does, but never unwinds a thread:
+// CPython does so to threads that ask for the GIL while the interpreter ends, and would abort the
+// process in the first destructor on the way. Such a thread waits here for the process to end.
+class Unlocked {
+ public:
+  Unlocked() : thread_(PyEval_SaveThread()) {}
+  ~Unlocked() {
+#ifdef __GLIBCXX__
+    try {
+      PyEval_RestoreThread(thread_);
+    } catch (const abi::__forced_unwind&) {
+      while (true) pause();
+    }
+#else
+    PyEval_RestoreThread(thread_);
+#endif
+  }
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+
+ private:
+  PyThreadState* thread_;
+};
 
 DType parse_dtype(const std::string& field, const py::dtype& dtype) {
   const std::pair<const char*, DType> known[] = {
@@ -236,7 +266,7 @@ class PyReplayStore {
   void add(const py::dict& step) {
     const Columns columns(store_.fields(), py_fields_, step, {store_.streams()},
                           Columns::Access::kRead);
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     store_.add(columns.readable());
   }
 
@@ -245,7 +275,7 @@ class PyReplayStore {
     const BatchShape shape = batch_shape(batch_size, length);
     const Columns columns = output_columns(outputs, shape);
     std::uint64_t* handles_output = handles_of(handles, shape);
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     store_.sample(shape, columns.writable(), handles_output);
   }
 
@@ -259,7 +289,7 @@ class PyReplayStore {
     const std::uint64_t* input = handles.data();
     bool* output = written.mutable_data();
     {
-      const py::gil_scoped_release unlocked;
+      const Unlocked unlocked;
       store_.write_back(count, input, columns.readable(), output);
     }
     return written;
@@ -269,51 +299,56 @@ class PyReplayStore {
     const Columns columns(store_.fields(), py_fields_, outputs, {store_.streams(), steps},
                           Columns::Access::kWrite);
     columns.require_disjoint(store_.fields(), store_.streams() * steps);
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return store_.snapshot(steps, columns.writable());
   }
 
   void restore(std::size_t steps, const py::dict& contents, const Progress& progress) {
     const Columns columns(store_.fields(), py_fields_, contents, {store_.streams(), steps},
                           Columns::Access::kRead);
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     store_.restore(steps, columns.readable(), progress);
   }
 
+  void copy_from(PyReplayStore& other) {
+    const Unlocked unlocked;
+    store_.copy_from(other.store_);
+  }
+
   std::size_t steps() const {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return store_.steps();
   }
 
   std::uint64_t steps_added() const {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return store_.steps_added();
   }
 
   std::uint64_t generator() const {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return store_.generator();
   }
 
   std::size_t step_bytes() const { return store_.step_bytes(); }
 
   std::optional<SegmentPart> write_segment(std::uint64_t step, const std::string& path) {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return store_.write_segment(step, path);
   }
 
   void map_segment(std::uint64_t step, const std::string& path) {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     store_.map_segment(step, path);
   }
 
   void load_segment(const SegmentPart& part, const std::string& path, bool mark_first) {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     store_.load_segment(part, path, mark_first);
   }
 
   void finish_loading(std::uint64_t begin, const Progress& progress) {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     store_.finish_loading(begin, progress);
   }
 
@@ -371,34 +406,34 @@ class PyBatchQueue {
       slots.back().handles = handles_of(handles[i], shape);
       handles_.push_back(handles[i]);
     }
-    queue_ = std::make_unique<BatchQueue>(store.wrapped(), shape, slots);
+    queue_.reset(new BatchQueue(store.wrapped(), shape, slots));
   }
 
   ~PyBatchQueue() {
     // The worker may wait for a thread that needs the GIL.
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     queue_.reset();
   }
 
   std::size_t next() {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return queue_->next();
   }
 
-  void hold_view() {
-    const py::gil_scoped_release unlocked;
-    queue_->hold_view();
+  void hold_view(bool handed_over) {
+    const Unlocked unlocked;
+    queue_->hold_view(handed_over);
   }
 
   void release_view() {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     queue_->release_view();
   }
 
   Handles pending(bool with_last) const {
     std::vector<std::vector<Window>> batches;
     {
-      const py::gil_scoped_release unlocked;
+      const Unlocked unlocked;
       batches = queue_->pending(with_last);
     }
     return windows_to_array(batches, batch_size_);
@@ -406,12 +441,12 @@ class PyBatchQueue {
 
   bool resume(const py::array_t<std::uint64_t, py::array::c_style>& windows) {
     std::vector<std::vector<Window>> batches = windows_from_array(windows);
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return queue_->resume(std::move(batches));
   }
 
   void close() {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     queue_->close();
   }
 
@@ -419,7 +454,7 @@ class PyBatchQueue {
   std::size_t batch_size_;
   std::vector<Columns> columns_;     // keeps the arrays alive
   std::vector<py::object> handles_;  // likewise
-  std::unique_ptr<BatchQueue> queue_;
+  std::unique_ptr<BatchQueue, BatchQueue::Deleter> queue_;
 };
 
 void bind_structs(py::module_& module) {
@@ -465,6 +500,7 @@ void bind_store(py::module_& module) {
       .def("snapshot", &PyReplayStore::snapshot, py::arg("steps"), py::arg("outputs"))
       .def("restore", &PyReplayStore::restore, py::arg("steps"), py::arg("contents"),
            py::arg("progress"))
+      .def("copy_from", &PyReplayStore::copy_from, py::arg("other"))
       .def("write_segment", &PyReplayStore::write_segment, py::arg("step"), py::arg("path"))
       .def("map_segment", &PyReplayStore::map_segment, py::arg("step"), py::arg("path"))
       .def("load_segment", &PyReplayStore::load_segment, py::arg("part"), py::arg("path"),
@@ -487,7 +523,7 @@ void bind_queue(py::module_& module) {
            py::keep_alive<1, 2>(), py::arg("store"), py::kw_only(), py::arg("batch_size"),
            py::arg("length"), py::arg("outputs"), py::arg("handles"))
       .def("next", &PyBatchQueue::next)
-      .def("hold_view", &PyBatchQueue::hold_view)
+      .def("hold_view", &PyBatchQueue::hold_view, py::arg("handed_over"))
       .def("release_view", &PyBatchQueue::release_view)
       .def("pending", &PyBatchQueue::pending, py::arg("with_last"))
       .def("resume", &PyBatchQueue::resume, py::arg("windows"))
@@ -498,6 +534,8 @@ void bind_queue(py::module_& module) {
 
 PYBIND11_MODULE(_replay, module) {
   module.doc() = "Storage and sampling of replayed steps; use mudreamer_fast.replay.";
+  py::register_exception<replay::NonFiniteError>(module, "NonFiniteError", PyExc_ValueError);
+  py::register_exception<replay::FileError>(module, "StorageError", PyExc_RuntimeError);
   bind_structs(module);
   bind_store(module);
   bind_queue(module);

@@ -1,10 +1,11 @@
 #include "replay_store.h"
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <stdexcept>
 #include <utility>
 
@@ -21,22 +22,102 @@ RingShape ring_shape(const ReplayOptions& options) {
   return {options.streams, (slots / segment_steps + 2) * segment_steps, segment_steps};
 }
 
+// The index of the first number whose exponent's bits are all set, as those of infinities and NaNs
+// are; `count` if there is none.
+template <typename Bits>
+std::size_t find_non_finite(const std::byte* data, std::size_t count, Bits exponent) {
+  const auto is_bad = [&](std::size_t index) {
+    Bits bits;
+    std::memcpy(&bits, data + index * sizeof(Bits), sizeof(Bits));
+    return (bits & exponent) == exponent;
+  };
+  bool any = false;
+  for (std::size_t index = 0; index < count; ++index) any |= is_bad(index);
+  if (!any) return count;
+  std::size_t index = 0;
+  while (!is_bad(index)) ++index;
+  return index;
+}
+
+std::size_t find_non_finite(DType dtype, const std::byte* data, std::size_t count) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return find_non_finite<std::uint16_t>(data, count, 0x7C00u);
+    case DType::kFloat32:
+      return find_non_finite<std::uint32_t>(data, count, 0x7F800000u);
+    case DType::kFloat64:
+      return find_non_finite<std::uint64_t>(data, count, 0x7FF0000000000000u);
+    default:
+      return count;
+  }
+}
+
 }  // namespace
 
+// Lets no thread but the forking one be in the middle of a change while a process forks, and gives
+// the child locks that nobody holds. Condition variables cannot be destroyed in the child, where
+// their waiters do not exist but are still counted: new ones are made in their place.
+class ForkHandlers {
+ public:
+  static void enlist(ReplayStore* store) {
+    static const int installed = pthread_atfork(before, after_in_parent, after_in_child);
+    if (installed != 0) throw std::runtime_error(std::strerror(installed));
+    const std::lock_guard lock(mutex());
+    stores().insert(store);
+  }
+
+  static void delist(ReplayStore* store) {
+    const std::lock_guard lock(mutex());
+    stores().erase(store);
+  }
+
+ private:
+  // Never destroyed: threads may outlive the program's static objects.
+  static std::mutex& mutex() {
+    static auto* const made = new std::mutex;
+    return *made;
+  }
+  static std::set<ReplayStore*>& stores() {
+    static auto* const made = new std::set<ReplayStore*>;
+    return *made;
+  }
+
+  static void before() {
+    mutex().lock();
+    for (ReplayStore* store : stores()) store->mutex_.lock();
+  }
+
+  static void after_in_parent() {
+    for (ReplayStore* store : stores()) store->mutex_.unlock();
+    mutex().unlock();
+  }
+
+  static void after_in_child() {
+    for (ReplayStore* store : stores()) {
+      store->claims_.clear();
+      store->exclusive_ = 0;
+      new (&store->released_) std::condition_variable;
+      new (&store->add_mutex_) std::mutex;
+      store->mutex_.unlock();
+    }
+    mutex().unlock();
+  }
+};
+
 Claim::Claim(Claim&& other) noexcept
-    : store_(std::exchange(other.store_, nullptr)), oldest_(other.oldest_) {}
+    : store_(std::exchange(other.store_, nullptr)), entry_(other.entry_) {}
 
 Claim& Claim::operator=(Claim&& other) noexcept {
   if (this != &other) {
     release();
     store_ = std::exchange(other.store_, nullptr);
-    oldest_ = other.oldest_;
+    entry_ = other.entry_;
   }
   return *this;
 }
 
 void Claim::release() noexcept {
-  if (store_ != nullptr) std::exchange(store_, nullptr)->release(oldest_);
+  if (store_ != nullptr) std::exchange(store_, nullptr)->release(entry_);
 }
 
 ReplayStore::ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field,
@@ -47,8 +128,7 @@ ReplayStore::ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field,
       threads_(options.threads),
       segmented_(options.segment_steps.has_value()),
       ring_(fields_, ring_shape(options)),
-      sampler_(options.seed),
-      claims_process_(getpid()) {
+      sampler_(options.seed) {
   if (options.stream_capacity_steps == 0) {
     throw std::invalid_argument("a replay needs room for at least one step");
   }
@@ -58,36 +138,54 @@ ReplayStore::ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field,
       !fields_[first_field].shape.empty()) {
     throw std::invalid_argument("the field that marks first steps must be a boolean scalar");
   }
+  ForkHandlers::enlist(this);
 }
 
-Claim ReplayStore::claim(std::uint64_t oldest) {
-  if (claims_process_ != getpid()) {
-    claims_.clear();  // those of the parent's threads, which do not exist after a fork
-    claims_process_ = getpid();
-  }
-  claims_.insert(oldest);
+ReplayStore::~ReplayStore() { ForkHandlers::delist(this); }
+
+Claim ReplayStore::claim(std::uint64_t oldest, std::thread::id owner) {
   Claim made;
+  made.entry_ = {oldest, owner};
+  claims_.insert(made.entry_);
   made.store_ = this;
-  made.oldest_ = oldest;
   return made;
 }
 
-void ReplayStore::release(std::uint64_t oldest) noexcept {
+void ReplayStore::release(const Claim::Entry& entry) noexcept {
   {
     const std::lock_guard lock(mutex_);
-    const auto found = claims_.find(oldest);
+    const auto found = claims_.find(entry);
     if (found != claims_.end()) claims_.erase(found);
   }
   released_.notify_all();
 }
 
 void ReplayStore::await_claims(std::unique_lock<std::mutex>& lock, std::uint64_t step) {
-  released_.wait(lock, [&] {
-    return claims_.empty() || claims_process_ != getpid() || *claims_.begin() >= step;
-  });
+  const std::thread::id self = std::this_thread::get_id();
+  for (const auto& [oldest, owner] : claims_) {
+    if (oldest < step && owner == self) {
+      throw std::runtime_error(
+          "this call would wait for ever: it needs the end of a view that this thread holds; "
+          "release the view first, or make the store with more spare steps");
+    }
+  }
+  released_.wait(lock, [&] { return claims_.empty() || claims_.begin()->first >= step; });
+}
+
+void ReplayStore::require_finite(const std::byte* const* columns) const {
+  for (std::size_t field = 0; field < fields_.size(); ++field) {
+    const FieldSpec& spec = fields_[field];
+    const std::size_t elements = ring_.step_bytes(field) / dtype_bytes(spec.dtype);
+    const std::size_t count = ring_.streams() * elements;
+    const std::size_t found = find_non_finite(spec.dtype, columns[field], count);
+    if (found == count) continue;
+    throw NonFiniteError("'" + spec.name + "' of stream " + std::to_string(found / elements) +
+                         " must be finite, got a number that is not");
+  }
 }
 
 void ReplayStore::add(const std::byte* const* columns) {
+  require_finite(columns);
   const std::lock_guard adding(add_mutex_);
   std::unique_lock lock(mutex_);
   const std::uint64_t step = held_.end;
@@ -102,12 +200,12 @@ void ReplayStore::add(const std::byte* const* columns) {
   advance_to(step + 1);
 }
 
-View ReplayStore::view() {
+View ReplayStore::view(bool handed_over) {
   std::unique_lock lock(mutex_);
   released_.wait(lock, [&] { return exclusive_ == 0; });
   View made;
   made.steps = held_;
-  made.claim = claim(held_.begin);
+  made.claim = claim(held_.begin, handed_over ? std::thread::id() : std::this_thread::get_id());
   return made;
 }
 
@@ -139,6 +237,8 @@ std::optional<Draw> ReplayStore::resume_draw(std::vector<Window> windows, std::s
 
 void ReplayStore::copy(const Draw& draw, std::byte* const* outputs, std::uint64_t* handles) const {
   gather(ring_, draw.windows, draw.length, outputs, threads_);
+  for (const Window& window : draw.windows) ring_.require_intact(window.start, draw.length);
+  ring_.require_none_lost();
   for (std::size_t row = 0; row < draw.windows.size(); ++row) {
     outputs[first_field_][row * draw.length] = std::byte{1};
     if (handles == nullptr) continue;
@@ -193,7 +293,36 @@ std::optional<Progress> ReplayStore::snapshot(std::size_t steps, std::byte* cons
       });
     }
   }
+  ring_.require_intact(begin, steps);
+  ring_.require_none_lost();
   return progress;
+}
+
+void ReplayStore::copy_from(ReplayStore& other) {
+  for (std::size_t field = 0; field < fields_.size() || field < other.fields_.size(); ++field) {
+    if (ring_.fields() != other.ring_.fields() || ring_.streams() != other.ring_.streams() ||
+        ring_.step_bytes(field) != other.ring_.step_bytes(field)) {
+      throw std::invalid_argument("a store can only copy one of the same fields and streams");
+    }
+  }
+  const View view = other.view();
+  const Progress progress = {view.steps.end, other.generator()};
+  const std::lock_guard adding(add_mutex_);
+  const Exclusive exclusive(this);
+  const std::size_t kept = std::min(static_cast<std::size_t>(view.steps.size()), stream_capacity_);
+  StepRing ring(fields_, ring_.shape());
+  std::vector<const std::byte*> columns(fields_.size());
+  for (std::uint64_t step = view.steps.end - kept; step < view.steps.end; ++step) {
+    for (std::size_t field = 0; field < columns.size(); ++field) {
+      columns[field] = other.ring_.at(field, 0, step);
+    }
+    ring.write(step, columns.data(), other.ring_.segment_steps());
+  }
+  other.ring_.require_intact(view.steps.end - kept, kept);
+  other.ring_.require_none_lost();
+  ring_ = std::move(ring);
+  held_ = {view.steps.end - kept, view.steps.end};
+  sampler_.restore(progress.generator);
 }
 
 void ReplayStore::restore(std::size_t steps, const std::byte* const* columns,
@@ -246,10 +375,11 @@ std::optional<SegmentPart> ReplayStore::write_segment(std::uint64_t step, const 
 void ReplayStore::map_segment(std::uint64_t step, const std::string& path) {
   require_segments();
   const OpenFile file(path);
+  require_size(file, ring_.segment_bytes());
   const Exclusive exclusive(this);
   const std::uint64_t first = step - step % ring_.segment_steps();
   if (first >= held_.begin && first + ring_.segment_steps() <= held_.end) {
-    ring_.map_segment(first, file.descriptor());
+    ring_.map_segment(first, file);
   }
 }
 
@@ -264,7 +394,7 @@ void ReplayStore::load_segment(const SegmentPart& part, const std::string& path,
   const std::vector<Span> targets = spans(part.first, part.steps);
   if (part.steps == ring_.segment_steps()) {
     check_segment_file(file, targets, ring_.segment_bytes(), part.checksum);
-    ring_.map_segment(part.first, file.descriptor());
+    ring_.map_segment(part.first, file);
   } else {
     read_segment_file(file, targets, ring_.segment_bytes(), part.checksum);
   }
@@ -318,7 +448,12 @@ void ReplayStore::require_segments() const {
 
 ReplayStore::Exclusive::Exclusive(ReplayStore* store) : lock_(store->mutex_), store_(store) {
   ++store->exclusive_;
-  store->await_claims(lock_, std::numeric_limits<std::uint64_t>::max());
+  try {
+    store->await_claims(lock_, std::numeric_limits<std::uint64_t>::max());
+  } catch (...) {
+    --store->exclusive_;
+    throw;
+  }
 }
 
 ReplayStore::Exclusive::~Exclusive() {

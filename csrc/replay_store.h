@@ -17,16 +17,17 @@
 //     until all claims are released. Meanwhile only draws from a view obtain new claims; other
 //     readers wait.
 //   - Draws from a view depend only on the view and the generator, whatever is added meanwhile.
-//   The caller must not modify its arrays during a call. A process may fork while no call is in
-//   progress; the child's copy is independent and ignores the claims of the parent's threads.
+//   - A wait for a view that the waiting thread itself holds would not end: it throws instead.
+//   The caller must not modify its arrays during a call. A process may fork at any time, also while
+//   other threads are in a call. The child's copy is independent and ignores the parent's claims; a
+//   step that another thread was adding is not held there.
 // Complexity: add() O(bytes of a step of all streams), sample() O(bytes of the batch); snapshot()
 //   and restore() O(bytes held). Memory is allocated only as the store fills.
-// Errors: those of step_ring.h, sequence_sampler.h, gather.h and segment_file.h. A call that throws
-//   leaves the held steps and the generator unchanged.
+// Errors: those of step_ring.h, sequence_sampler.h, gather.h and segment_file.h; NonFiniteError;
+//   std::runtime_error for a wait that would not end. A call that throws leaves the held steps and
+//   the generator unchanged.
 
 #pragma once
-
-#include <sys/types.h>
 
 #include <condition_variable>
 #include <cstddef>
@@ -34,7 +35,10 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <stdexcept>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "field_spec.h"
@@ -45,6 +49,12 @@
 namespace replay {
 
 class ReplayStore;
+
+// A step holds a number that is infinite or none; the message names its field and its stream.
+class NonFiniteError : public std::invalid_argument {
+ public:
+  using std::invalid_argument::invalid_argument;
+};
 
 // Protects steps against being overwritten for as long as it exists. Movable; a default-constructed
 // or released claim protects nothing.
@@ -61,8 +71,10 @@ class Claim {
 
  private:
   friend class ReplayStore;
+  // The oldest step that is claimed and the thread that will release it; no thread if any may.
+  using Entry = std::pair<std::uint64_t, std::thread::id>;
   ReplayStore* store_ = nullptr;
-  std::uint64_t oldest_ = 0;
+  Entry entry_;
 };
 
 // Windows that have been drawn, claimed until they are copied.
@@ -109,13 +121,18 @@ class ReplayStore {
   // `first_field` is the index of the boolean scalar field that copy() sets on the first step of
   // every window. Throws std::invalid_argument for invalid fields or options.
   ReplayStore(std::vector<FieldSpec> fields, std::size_t first_field, const ReplayOptions& options);
+  ~ReplayStore();
+  ReplayStore(const ReplayStore&) = delete;
+  ReplayStore& operator=(const ReplayStore&) = delete;
 
   // Adds one step to every stream, overwriting the oldest in a full store. columns[f] points to
-  // field f of all streams, contiguous in stream order.
+  // field f of all streams, contiguous in stream order. Throws NonFiniteError, with nothing added
+  // to any stream, if a floating-point field holds a number that is not finite.
   void add(const std::byte* const* columns);
 
-  // A view of the steps that are held now.
-  View view();
+  // A view of the steps that are held now. With `handed_over`, another thread than the caller's
+  // ends it, so that calls of this thread may wait for its end.
+  View view(bool handed_over = false);
   // Draws windows and claims them. `view` is borrowed for the call; null draws from the steps that
   // are held now.
   Draw draw(const BatchShape& shape, const View* view = nullptr);
@@ -141,6 +158,10 @@ class ReplayStore {
   // returns the matching progress. Empty, with nothing copied, unless exactly `steps` steps are
   // held: allocate for steps() and repeat the call if another thread added a step in between.
   std::optional<Progress> snapshot(std::size_t steps, std::byte* const* outputs);
+
+  // Replaces the held steps and the progress by those of another store of the same fields and
+  // streams. Keeps the newest steps if the capacity is smaller.
+  void copy_from(ReplayStore& other);
 
   // Replaces the held steps by those in arrays columns[f] of shape (streams, steps, ...), oldest
   // first, and the progress. Keeps the newest steps if the capacity is smaller.
@@ -174,9 +195,12 @@ class ReplayStore {
 
  private:
   friend class Claim;
-  Claim claim(std::uint64_t oldest);  // the caller holds mutex_
-  void release(std::uint64_t oldest) noexcept;
-  // Waits until no claim covers a step before `step`.
+  friend class ForkHandlers;
+  void require_finite(const std::byte* const* columns) const;
+  // The caller holds mutex_.
+  Claim claim(std::uint64_t oldest, std::thread::id owner = std::thread::id());
+  void release(const Claim::Entry& entry) noexcept;
+  // Waits until no claim covers a step before `step`. Throws if this thread owns such a claim.
   void await_claims(std::unique_lock<std::mutex>& lock, std::uint64_t step);
   // The memory and the file offsets of `steps` steps of one segment, the first being `first`.
   std::vector<Span> spans(std::uint64_t first, std::size_t steps);
@@ -207,9 +231,8 @@ class ReplayStore {
   std::condition_variable released_;
   SequenceSampler sampler_;
   StepRange held_;
-  std::size_t exclusive_ = 0;            // exclusive operations that wait or run
-  std::multiset<std::uint64_t> claims_;  // the oldest step of each claim
-  pid_t claims_process_;
+  std::size_t exclusive_ = 0;  // exclusive operations that wait or run
+  std::multiset<Claim::Entry> claims_;
 };
 
 }  // namespace replay

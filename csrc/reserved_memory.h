@@ -6,13 +6,18 @@
 // Threads: not synchronized. map_file and clear must not run concurrently with any access to the
 //   part that they replace.
 // Complexity: one system call each, independent of size.
-// Errors: std::runtime_error if the system call fails; the range is then unchanged.
+// Errors: std::runtime_error if the system call fails; the range is then unchanged. A file that is
+//   cut, or cannot be read, while it is mapped would end the process with SIGBUS at the next
+//   access. The first map_file installs a handler that puts zeros in the place of such a page and
+//   counts it in lost_pages(); other errors of this kind go to the handler that was there before.
 
 #pragma once
 
 #include <cstddef>
 
 namespace replay {
+
+struct GuardedRange;
 
 class ReservedMemory {
  public:
@@ -34,6 +39,9 @@ class ReservedMemory {
   // Replaces [offset, offset + bytes), multiples of kPageBytes, by zero-filled anonymous memory.
   void clear(std::size_t offset, std::size_t bytes);
 
+  // Pages of mapped files that were gone when they were accessed and are zeros since.
+  std::size_t lost_pages() const;
+
   std::byte* data() { return data_; }
   const std::byte* data() const { return data_; }
   std::size_t bytes() const { return bytes_; }
@@ -43,6 +51,7 @@ class ReservedMemory {
 
   std::byte* data_ = nullptr;
   std::size_t bytes_ = 0;
+  GuardedRange* guard_ = nullptr;  // absent until a file is mapped
 };
 
 // A multiple of the page size of every supported system.

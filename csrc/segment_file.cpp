@@ -17,7 +17,7 @@ namespace {
 constexpr std::size_t kChunkBytes = std::size_t{1} << 20;
 
 [[noreturn]] void fail(const std::string& path, int error) {
-  throw std::runtime_error(path + ": " + std::strerror(error));
+  throw FileError(path + ": " + std::strerror(error));
 }
 
 // With eight tables, checksum() processes eight bytes per iteration.
@@ -57,21 +57,13 @@ void read_all(const OpenFile& file, const Span& target) {
                                static_cast<off_t>(target.offset + done));
     if (read < 0 && errno == EINTR) continue;
     if (read < 0) fail(file.path(), errno);
-    if (read == 0) throw std::runtime_error(file.path() + ": ends too early");
+    if (read == 0) throw FileError(file.path() + ": ends too early");
     done += static_cast<std::size_t>(read);
   }
 }
 
-void require_size(const OpenFile& file, std::size_t file_bytes) {
-  const std::size_t bytes = file.bytes();
-  if (bytes != file_bytes) {
-    throw std::runtime_error(file.path() + ": has " + std::to_string(bytes) + " bytes, expected " +
-                             std::to_string(file_bytes));
-  }
-}
-
 void require_checksum(const OpenFile& file, std::uint32_t actual, std::uint32_t expected) {
-  if (actual != expected) throw std::runtime_error(file.path() + ": does not match its checksum");
+  if (actual != expected) throw FileError(file.path() + ": does not match its checksum");
 }
 
 // Splits the spans into parts of at most kChunkBytes and calls visit(part) for each, in order.
@@ -87,11 +79,26 @@ void for_each_chunk(const std::vector<Span>& spans, const Visit& visit) {
 }  // namespace
 
 OpenFile::OpenFile(const std::string& path)
-    : path_(path), descriptor_(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-  if (descriptor_ < 0) fail(path, errno);
+    // Without O_NONBLOCK the opening of a pipe would wait for its writer.
+    : path_(path), descriptor_(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)) {
+  if (descriptor_ < 0 && errno != ELOOP) fail(path, errno);
+  struct stat facts{};
+  const bool regular =
+      descriptor_ >= 0 && fstat(descriptor_, &facts) == 0 && S_ISREG(facts.st_mode);
+  if (regular) return;
+  if (descriptor_ >= 0) close(descriptor_);
+  throw FileError(path + ": is no regular file");
 }
 
 OpenFile::~OpenFile() { close(descriptor_); }
+
+void require_size(const OpenFile& file, std::size_t file_bytes) {
+  const std::size_t bytes = file.bytes();
+  if (bytes != file_bytes) {
+    throw FileError(file.path() + ": has " + std::to_string(bytes) + " bytes, expected " +
+                    std::to_string(file_bytes));
+  }
+}
 
 std::size_t OpenFile::bytes() const {
   struct stat facts{};

@@ -6,17 +6,24 @@
 //
 // Ownership: borrows the spans' memory for the call. Only OpenFile keeps a descriptor open.
 // Threads: no shared state. Complexity: O(bytes).
-// Errors: std::runtime_error with the path and the reason. A file that could not be written
-//   completely is removed.
+// Errors: FileError with the path and the reason. A file that could not be written completely is
+//   removed. Symbolic links and what is no regular file are neither read nor written.
 
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 namespace replay {
+
+// A file that cannot be written or trusted; the message is one line for the user.
+class FileError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
 
 // A range of bytes in memory and its offset in the file.
 struct Span {
@@ -49,6 +56,9 @@ std::uint32_t checksum(const std::byte* data, std::size_t bytes, std::uint32_t b
 // checksum of the spans in their order. Throws if the file exists.
 std::uint32_t write_segment_file(const std::string& path, const std::vector<Span>& spans,
                                  std::size_t file_bytes);
+
+// Throws unless a file has `file_bytes` bytes.
+void require_size(const OpenFile& file, std::size_t file_bytes);
 
 // Reads the spans from a file. Throws if the file does not have `file_bytes` bytes or the spans do
 // not have the expected checksum; the contents of the spans' memory are then undefined.

@@ -1,5 +1,7 @@
 #include "step_ring.h"
 
+#include <sys/stat.h>
+
 #include <cstring>
 #include <limits>
 #include <stdexcept>
@@ -43,6 +45,7 @@ StepRing::StepRing(const std::vector<FieldSpec>& fields, const RingShape& shape)
   }
   segment_bytes_ = round_up(segment_bytes_, kPageBytes);
   memory_ = ReservedMemory(product(shape.slots / shape.segment_steps, segment_bytes_, "a replay"));
+  mapped_.resize(shape.slots / shape.segment_steps);
 }
 
 void StepRing::write(std::uint64_t step, const std::byte* const* columns,
@@ -57,6 +60,26 @@ void StepRing::write(std::uint64_t step, const std::byte* const* columns,
       output += next_stream;
       column += stride_steps * bytes;
     }
+  }
+}
+
+void StepRing::require_intact(std::uint64_t step, std::size_t count) const {
+  for (const std::uint64_t end = step + count; step < end;
+       step += shape_.segment_steps - step % shape_.segment_steps) {
+    const std::string& path = mapped_[segment(step)];
+    struct stat facts{};
+    // A file that was removed keeps its contents for as long as it is mapped.
+    if (path.empty() || stat(path.c_str(), &facts) != 0) continue;
+    if (static_cast<std::size_t>(facts.st_size) < segment_bytes_) {
+      throw FileError(path + ": was cut to " + std::to_string(facts.st_size) +
+                      " bytes while in use");
+    }
+  }
+}
+
+void StepRing::require_none_lost() const {
+  if (memory_.lost_pages() != 0) {
+    throw FileError("a file of replayed steps was cut, or could not be read, while in use");
   }
 }
 

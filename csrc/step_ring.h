@@ -12,17 +12,19 @@
 // Complexity: construction O(fields), write() O(bytes of a step), pieces() O(number of pieces).
 //   Memory is allocated only as the ring fills (see reserved_memory.h).
 // Errors: std::invalid_argument for an invalid specification, std::runtime_error if address space
-//   cannot be reserved. Indices are not checked.
+//   cannot be reserved; FileError where documented. Indices are not checked.
 
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "field_spec.h"
 #include "reserved_memory.h"
+#include "segment_file.h"
 
 namespace replay {
 
@@ -66,10 +68,20 @@ class StepRing {
 
   // Replaces the segment that contains step number `step` by zeros, or by the contents of a file
   // of segment_bytes() bytes.
-  void clear_segment(std::uint64_t step) { memory_.clear(segment_offset(step), segment_bytes_); }
-  void map_segment(std::uint64_t step, int descriptor) {
-    memory_.map_file(segment_offset(step), segment_bytes_, descriptor, 0);
+  void clear_segment(std::uint64_t step) {
+    memory_.clear(segment_offset(step), segment_bytes_);
+    mapped_[segment(step)].clear();
   }
+  void map_segment(std::uint64_t step, const OpenFile& file) {
+    memory_.map_file(segment_offset(step), segment_bytes_, file.descriptor(), 0);
+    mapped_[segment(step)] = file.path();
+  }
+
+  // Throws FileError if the steps [step, step + count), which were just copied, are mapped from a
+  // file that was cut since.
+  void require_intact(std::uint64_t step, std::size_t count) const;
+  // Throws FileError if any page of the mapped files was lost (reserved_memory.h).
+  void require_none_lost() const;
 
   const RingShape& shape() const { return shape_; }
   std::size_t fields() const { return step_bytes_.size(); }
@@ -86,9 +98,10 @@ class StepRing {
   }
 
  private:
-  std::size_t segment_offset(std::uint64_t step) const {
-    return static_cast<std::size_t>(step % shape_.slots / shape_.segment_steps) * segment_bytes_;
+  std::size_t segment(std::uint64_t step) const {
+    return static_cast<std::size_t>(step % shape_.slots / shape_.segment_steps);
   }
+  std::size_t segment_offset(std::uint64_t step) const { return segment(step) * segment_bytes_; }
   std::size_t offset(std::size_t field, std::size_t stream, std::uint64_t step) const {
     return segment_offset(step) + offset_in_segment(field, stream, step);
   }
@@ -98,6 +111,7 @@ class StepRing {
   std::vector<std::size_t> field_offset_;
   std::size_t segment_bytes_;
   ReservedMemory memory_;
+  std::vector<std::string> mapped_;  // the path of each segment's file; empty if in memory
 };
 
 }  // namespace replay

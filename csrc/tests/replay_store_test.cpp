@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -202,6 +203,99 @@ TEST(an_add_waits_for_a_reader_only_where_it_needs_the_readers_steps) {
   draw.reset();
   adder.join();
   CHECK(store.steps_added() == 14);
+}
+
+TEST(numbers_that_are_not_finite_are_refused_for_all_streams) {
+  const std::vector<FieldSpec> fields = {{"half", replay::DType::kFloat16, {2}},
+                                         {"single", replay::DType::kFloat32, {}},
+                                         {"double", replay::DType::kFloat64, {3}},
+                                         {"bytes", replay::DType::kUint8, {8}},
+                                         {"first", replay::DType::kBool, {}}};
+  ReplayStore store(fields, 4, options(2, 10, 1, 1));
+  std::uint16_t halves[] = {0x7BFF, 0, 0xFBFF, 1};  // the largest, the least
+  float singles[] = {3e38f, -3e38f};
+  double doubles[] = {1e308, -1e308, 0, 1, 2, 3};
+  const std::vector<std::byte> bytes(16, std::byte{0xFF});
+  const bool first[2] = {};
+  const auto as_bytes = [](const auto* data) { return reinterpret_cast<const std::byte*>(data); };
+  const std::byte* columns[] = {as_bytes(halves), as_bytes(singles), as_bytes(doubles),
+                                bytes.data(), as_bytes(first)};
+  store.add(columns);
+  const auto refused = [&](const std::string& start) {
+    try {
+      store.add(columns);
+    } catch (const replay::NonFiniteError& error) {
+      return std::string(error.what()).rfind(start, 0) == 0 && store.steps_added() == 1;
+    }
+    return false;
+  };
+  halves[3] = 0xFC00;  // minus infinity
+  CHECK(refused("'half' of stream 1 must be finite"));
+  halves[3] = 0;
+  singles[0] = std::numeric_limits<float>::quiet_NaN();
+  CHECK(refused("'single' of stream 0 must be finite"));
+  singles[0] = 0;
+  doubles[3] = std::numeric_limits<double>::infinity();
+  CHECK(refused("'double' of stream 1 must be finite"));
+  doubles[3] = 0;
+  store.add(columns);
+  CHECK(store.steps_added() == 2);
+}
+
+TEST(a_wait_for_a_view_of_the_same_thread_throws_and_changes_nothing) {
+  ReplayStore store = make_store(6);
+  fill(store, 0, 6);
+  std::optional<replay::View> view = store.view();
+  fill(store, 6, 7);  // the spare step
+  CHECK_THROWS(std::runtime_error, fill(store, 7, 8));
+  CHECK_THROWS(std::runtime_error, store.restore(0, nullptr, {}));
+  CHECK(store.steps_added() == 7 && store.steps() == 6);
+  steps::Outputs outputs(store.fields(), 6 * 2);
+  store.sample({6, 2}, outputs.pointers());  // no exclusive operation is thought to wait
+  Watched other([&] { fill(store, 7, 8); });
+  CHECK(other.waits());
+  view.reset();
+  other.join();
+  view = store.view(true);
+  Watched learner([&] { view.reset(); });
+  fill(store, 8, 10);  // may wait for the learner
+  learner.join();
+  CHECK(store.steps_added() == 10);
+}
+
+TEST(a_process_may_fork_while_other_threads_are_in_a_call) {
+  ReplayStore store = make_store(6);
+  fill(store, 0, 6);
+  std::optional<replay::View> view = store.view(true);
+  fill(store, 6, 7);
+  Watched adder([&] { fill(store, 7, 8); });
+  Watched writer([&] { store.write_back(0, nullptr, nullptr, nullptr); });
+  std::atomic<bool> working{true};
+  std::thread sampler([&] {
+    while (working) store.draw({6, 2}, &*view);
+  });
+  CHECK(adder.waits());
+  CHECK(writer.waits());
+  int failed = 0;
+  for (int round = 0; round < 50; ++round) {
+    const pid_t child = fork();
+    if (child == 0) {
+      fill(store, 7, 20);
+      steps::Outputs outputs(store.fields(), 6 * 2);
+      store.sample({6, 2}, outputs.pointers());
+      store.~ReplayStore();
+      _exit(0);
+    }
+    int status = 1;
+    waitpid(child, &status, 0);
+    failed += status != 0;
+  }
+  working = false;
+  sampler.join();
+  view.reset();
+  adder.join();
+  writer.join();
+  CHECK(failed == 0);
 }
 
 TEST(steps_are_written_back_by_handle_unless_they_are_gone) {

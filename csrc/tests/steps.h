@@ -19,14 +19,16 @@ inline std::vector<replay::FieldSpec> fields() {
           {"is_terminal", replay::DType::kBool, {}}};
 }
 
-constexpr std::size_t kFirst = 2;  // index of is_first
+constexpr std::size_t kFloats = 1;  // index of action
+constexpr std::size_t kFirst = 2;   // index of is_first
 
 inline std::byte byte_of(std::size_t stream, std::size_t step, std::size_t field,
                          std::size_t offset) {
   if (field == kFirst) return std::byte(step % 5 == 0);
   if (field == kFirst + 1) return std::byte(step % 5 == 4);
   const std::uint64_t mixed = (stream * 1000003 + step * 7919 + field * 101 + offset) * 2654435761u;
-  return static_cast<std::byte>((mixed >> 13) & 0xFF);
+  // Without the highest bits of an exponent the bytes of the floats are finite numbers.
+  return static_cast<std::byte>((mixed >> 13) & (field == kFloats ? 0x3F : 0xFF));
 }
 
 // One step of streams [first_stream, first_stream + streams), column by column.

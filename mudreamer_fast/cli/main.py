@@ -369,11 +369,11 @@ def _is_expected(error: Exception) -> bool:
         return True
     from mudreamer_fast.disk.checkpoint import CheckpointError
     from mudreamer_fast.envs.vector_env import EnvError
-    from mudreamer_fast.replay import StorageError
+    from mudreamer_fast.replay import NonFiniteError, StorageError
     from mudreamer_fast.run.guard import NotFiniteError
 
     out_of_memory = type(error).__name__ == "OutOfMemoryError"  # the GPU's, without importing torch
-    ours = CheckpointError | EnvError | NotFiniteError | StorageError
+    ours = CheckpointError | EnvError | NonFiniteError | NotFiniteError | StorageError
     return out_of_memory or isinstance(error, ours)
 
 

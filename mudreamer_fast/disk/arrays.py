@@ -25,10 +25,13 @@ class ChecksummedFile:
 
     A failed write is remembered and the rest swallowed: `torch.save` calls `write` from C++, which
     must not see a Python exception in the middle of an archive. `close` raises it.
+
+    Raises:
+        OSError: the file cannot be made, or exists, be it as a symbolic link.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = path.open("wb")
+        self._file: BinaryIO = path.open("xb")
         self._error: OSError | None = None
         self.size_bytes = 0
         self.crc32 = 0
@@ -82,7 +85,7 @@ class MappedArrays:
         if size < MAP_BYTES:
             return np.empty(shape, dtype)
         path = self._folder / f"mapped-{len(self._arrays)}.npy"
-        with path.open("w+b") as file:
+        with path.open("x+b") as file:
             write_header(file, shape, dtype)
             start = file.tell()
             file.flush()

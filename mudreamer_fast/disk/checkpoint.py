@@ -294,7 +294,7 @@ def _load_entries(
 
 
 def _verify(path: Path, size_bytes: int, crc32: int) -> None:
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         raise CheckpointError(f"damaged checkpoint: {path} is missing")
     actual = path.stat().st_size
     if actual != size_bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,11 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 """Its name in the folder."""
+MESSAGE_CHARACTERS = 300
+"""Of a value that a message shows."""
+
+_CAREFULLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""Opens what was put in a regular file's place since it was looked at, and does not wait for it."""
 
 
 class ManifestError(RuntimeError):
@@ -36,7 +42,8 @@ def write_manifest(folder: Path, kind: str, version: int, entries: Mapping[str, 
     """
     text = {"format": _format(kind), "version": version, "crc32": _checksum(entries), **entries}
     temporary = folder / f"{MANIFEST}.tmp"
-    with temporary.open("w") as file:
+    temporary.unlink(missing_ok=True)  # what a crash left
+    with temporary.open("x") as file:  # which follows no symbolic link
         json.dump(text, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
@@ -50,18 +57,18 @@ def read_manifest(folder: Path, kind: str, version: int) -> dict[str, Any]:
 
     Raises:
         OSError: there is none, or it cannot be read.
-        ManifestError: it is damaged, or of another kind or version.
+        ManifestError: it is damaged, no regular file, or of another kind or version.
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
-    except ValueError:
+        manifest = json.loads(_read_regular(path))
+    except (ValueError, RecursionError):
         raise ManifestError(f"damaged {kind}: {path} is not JSON") from None
     if not isinstance(manifest, dict) or manifest.get("format") != _format(kind):
         raise ManifestError(f"{path} is not the manifest of a {_format(kind)}")
     if manifest.get("version") != version:
         raise ManifestError(
-            f"the {kind} in {folder} has version {manifest.get('version')}, "
+            f"the {kind} in {folder} has version {shortened(manifest.get('version'))}, "
             f"this program reads version {version}"
         )
     entries = {
@@ -74,6 +81,12 @@ def read_manifest(folder: Path, kind: str, version: int) -> dict[str, Any]:
     return entries
 
 
+def shortened(value: Any) -> str:
+    """A value of a manifest for a message: one line, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= MESSAGE_CHARACTERS else f"{text[:MESSAGE_CHARACTERS]}..."
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -81,6 +94,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _read_regular(path: Path) -> bytes:
+    """Reads a file unless it is a link, or something that could be waited on, such as a pipe."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise ManifestError(f"{path} is no regular file")
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | _CAREFULLY)
+    with open(descriptor, "rb") as file:
+        return file.read()
 
 
 def _format(kind: str) -> str:

@@ -54,13 +54,18 @@ class BatchQueue:
         """
         return self._batches[self._queue.next()]
 
-    def hold_view(self) -> None:
+    def hold_view(self, handed_over: bool = False) -> None:
         """Make `next` draw from the steps that are held now, until `release_view`.
 
         The batches of a learner in another thread are then independent of timing. Meanwhile a full
-        buffer accepts `spare_steps` more steps per stream; further calls of `add` wait.
+        buffer accepts `spare_steps` more steps per stream. Further calls of `add` wait; those of
+        the thread that holds the view raise RuntimeError instead, as would any call of it that
+        waits for the view's end.
+
+        Args:
+            handed_over: another thread calls `release_view`, so that this one may wait for it.
         """
-        self._queue.hold_view()
+        self._queue.hold_view(handed_over)
 
     def release_view(self) -> None:
         """Make `next` draw from the steps that are held when it is called, the default."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,11 @@ class ReplayBuffer:
         self._problems: list[str] = []
         self._flusher: Flusher | None = None
         if self._storage is not None:
-            self._problems = self._storage.recover(self._store)
+            try:
+                self._problems = self._storage.recover(self._store)
+            except BaseException:
+                self._storage.close()
+                raise
             if flush_every_seconds is not None:
                 self._flusher = Flusher(self._storage, self._store, flush_every_seconds)
         self._end = weakref.finalize(self, _end, self._flusher, self._storage)
@@ -123,6 +128,9 @@ class ReplayBuffer:
 
         Raises:
             ValueError: a key, dtype, shape or memory layout does not match the fields.
+            NonFiniteError: a floating-point field holds a number that is not finite.
+            RuntimeError: this thread holds a view whose steps would be overwritten
+                (`BatchQueue.hold_view`).
         """
         self._store.add(step if isinstance(step, dict) else dict(step))
 
@@ -256,15 +264,29 @@ class ReplayBuffer:
             ValueError: an entry is missing or does not fit this buffer.
         """
         contents, steps, progress = unpack_state(state, self._layout.num_streams)
-        self._store.restore(steps, contents, progress)
-        if self._storage is not None:
-            self._storage.invalidate()
+        with self._replacing():
+            self._store.restore(steps, contents, progress)
+
+    def copy_from(self, other: ReplayBuffer) -> None:
+        """Replace the contents by those of another buffer; a smaller one keeps the newest steps.
+
+        Args:
+            other: a buffer of the same fields and streams, in memory or in a folder; unchanged.
+
+        Raises:
+            ValueError: its fields or streams are others.
+        """
+        if (self._layout.fields, self.num_streams) != (other._layout.fields, other.num_streams):
+            raise ValueError("a buffer can only copy one of the same fields and streams")
+        with self._replacing():
+            self._store.copy_from(other._store)
 
     def flush(self) -> None:
         """Write all held steps that are not on disk yet to the folder, if there is one.
 
         Raises:
-            StorageError: the folder cannot be written; its previous contents are intact.
+            StorageError: the folder cannot be written, or this is a forked process; its previous
+                contents are intact.
         """
         if self._storage is not None:
             self._storage.flush(self._store)
@@ -277,16 +299,20 @@ class ReplayBuffer:
         return problems
 
     def close(self) -> None:
-        """Flush and release the folder; a second call does nothing.
+        """Flush and release the folder; a second call, or one in a forked process, does nothing.
 
         Raises:
             StorageError: as for `flush`; the folder is released nevertheless.
         """
         if self._end.alive:
             try:
-                self.flush()
+                if self._storage is not None and self._storage.in_own_process:
+                    self.flush()
             finally:
                 self._end()
+
+    def _replacing(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._storage is None else self._storage.replacing()
 
     def _require(self, length: int) -> None:
         """Raise RuntimeError, before a batch is allocated, if no stream holds `length` steps."""
@@ -298,7 +324,8 @@ class ReplayBuffer:
 
 
 def _end(flusher: Flusher | None, storage: Storage | None) -> None:
-    if flusher is not None:
+    if storage is None:
+        return
+    if flusher is not None and storage.in_own_process:
         flusher.stop()
-    if storage is not None:
-        storage.close()
+    storage.close()

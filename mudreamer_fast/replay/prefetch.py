@@ -62,8 +62,8 @@ class Prefetcher:
         return batch
 
     def hold_view(self) -> None:
-        """See `BatchQueue.hold_view`."""
-        self._queue.hold_view()
+        """See `BatchQueue.hold_view`; the view is handed over to the thread that learns."""
+        self._queue.hold_view(handed_over=True)
 
     def release_view(self) -> None:
         """See `BatchQueue.release_view`."""

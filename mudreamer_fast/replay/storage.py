@@ -15,17 +15,27 @@ memory.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import re
+import stat
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mudreamer_fast._replay import Progress, ReplayStore, SegmentPart
-from mudreamer_fast.disk.manifest import ManifestError, read_manifest, write_manifest
-from mudreamer_fast.replay.batch import Layout
+from mudreamer_fast._replay import Progress, ReplayStore, SegmentPart, StorageError
+from mudreamer_fast.disk.manifest import (
+    ManifestError,
+    read_manifest,
+    shortened,
+    write_manifest,
+)
+from mudreamer_fast.replay.batch import MAX_UINT64, Layout
 
 KIND = "replay buffer"
 VERSION = 1
@@ -37,9 +47,9 @@ LEAST_SEGMENT_STEPS = 16
 MOST_SEGMENTS = 32
 """Segments of a small buffer at most: keeps the ring's one to two extra segments small."""
 
-
-class StorageError(RuntimeError):
-    """The folder of a replay buffer cannot be used; the message is one line for the user."""
+_FILE = re.compile(r"segment-[0-9]{8,18}\.bin")
+_CAREFULLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""Follows no symbolic link and waits for nobody, where a pipe stands in a file's place."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,24 @@ class Segment:
         """Number of the last step plus one."""
         return self.first + self.steps
 
+    @classmethod
+    def read(cls, entry: Any) -> Segment:
+        """Check a segment's entry in a manifest, except for its place among the others.
+
+        Raises:
+            ValueError: it is not one that a flush writes.
+        """
+        if not isinstance(entry, dict) or entry.keys() != cls.__annotations__.keys():
+            raise ValueError(f"a segment is {shortened(entry)}")
+        if not isinstance(entry["file"], str) or not _FILE.fullmatch(entry["file"]):
+            raise ValueError(f"a segment's file is {shortened(entry['file'])}")
+        _require_integer("first", entry["first"], 0, MAX_UINT64)
+        _require_integer("steps", entry["steps"], 1, MAX_UINT64)
+        _require_integer("checksum", entry["checksum"], 0, 2**32 - 1)
+        if not isinstance(entry["after_gap"], bool):
+            raise ValueError(f"after_gap is {shortened(entry['after_gap'])}")
+        return cls(**entry)
+
 
 class Storage:
     """The folder of one replay buffer.
@@ -78,6 +106,7 @@ class Storage:
         self._folder = Path(folder)
         self._layout = layout
         self._mutex = threading.Lock()
+        self._process = os.getpid()
         self._lock = self._take_lock()
         try:
             self._manifest = self._read_manifest()
@@ -89,8 +118,13 @@ class Storage:
         )
         self._segments: list[Segment] = []
         self._next_number = 1 + max(
-            (int(path.stem.split("-")[1]) for path in self._folder.glob("segment-*.bin")), default=0
+            (int(path.stem.partition("-")[2]) for path in self._files()), default=0
         )
+
+    @property
+    def in_own_process(self) -> bool:
+        """Whether this is the process that opened the folder, and not one forked from it."""
+        return self._process == os.getpid()
 
     def recover(self, store: ReplayStore) -> list[str]:
         """Load the folder's segments into an empty store.
@@ -103,7 +137,7 @@ class Storage:
         damage = []
         lost = 0
         gap = False
-        for segment in (Segment(**facts) for facts in self._manifest["segments"]):
+        for segment in self._manifest["segments"]:
             first = segment.first - lost
             mark = segment.after_gap or gap
             path = self._folder / segment.file
@@ -132,9 +166,11 @@ class Storage:
         """Write the store's new steps and the manifest.
 
         Raises:
-            StorageError: the disk is full or the folder cannot be written; its previous contents
-                are intact.
+            StorageError: the disk is full, the folder cannot be written, or it belongs to the
+                process that this one was forked from; its previous contents are intact.
         """
+        if not self.in_own_process:
+            raise StorageError(f"a forked process cannot write its parent's {self._folder}")
         with self._mutex:
             try:
                 self._flush(store)
@@ -144,10 +180,12 @@ class Storage:
                     f"cannot write the replay buffer to {self._folder}: {reason}"
                 ) from error
 
-    def invalidate(self) -> None:
-        """Make the next flush write all segments, because the store's contents were replaced."""
+    @contextlib.contextmanager
+    def replacing(self) -> Iterator[None]:
+        """Hold off flushes while the store's contents are replaced; the next writes all of it."""
         with self._mutex:
             self._segments = []
+            yield
 
     def close(self) -> None:
         """Release the folder's lock."""
@@ -182,16 +220,27 @@ class Storage:
         write_manifest(self._folder, KIND, VERSION, entries)
         self._segments = segments
         names = {segment.file for segment in segments}
-        for path in self._folder.glob("segment-*.bin"):
+        for path in self._files():
             if path.name not in names:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the commit stands; the next one tries again
+                    path.unlink()
+
+    def _files(self) -> Iterator[Path]:
+        """The files in the folder that have a segment's name."""
+        return (path for path in self._folder.iterdir() if _FILE.fullmatch(path.name))
 
     def _take_lock(self) -> Any:
+        path = self._folder / "lock"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            lock = (self._folder / "lock").open("w")
+            lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | _CAREFULLY, 0o666), "rb")
         except OSError as error:
-            raise StorageError(f"cannot use {self._folder}: {error.strerror}") from error
+            link = error.errno == errno.ELOOP
+            reason = "its lock is no regular file" if link else error.strerror
+            raise StorageError(f"cannot use {self._folder}: {reason}") from error
+        if not stat.S_ISREG(os.fstat(lock.fileno()).st_mode):
+            lock.close()
+            raise StorageError(f"cannot use {self._folder}: its lock is no regular file")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -218,12 +267,52 @@ class Storage:
         except ManifestError as error:
             raise StorageError(str(error)) from None
         for name, expected in self._identity().items():
-            if manifest[name] != expected:
+            if manifest.get(name) != expected:
                 raise StorageError(
                     f"{self._folder} holds a replay buffer of other {name}: "
-                    f"{manifest[name]}, expected {expected}"
+                    f"{shortened(manifest.get(name))}, expected {expected}"
                 )
-        return manifest
+        try:
+            return self._checked(manifest)
+        except ValueError as error:
+            raise StorageError(
+                f"damaged replay buffer: in the manifest of {self._folder} {error}"
+            ) from None
+
+    def _checked(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Check that a manifest is one that a flush writes, and replace its segments by `Segment`.
+
+        Raises:
+            ValueError: it is not.
+        """
+        names = {*self._identity(), "segment_steps", "segments", "steps_added", "generator"}
+        if manifest.keys() != names:
+            raise ValueError(f"the entries are {shortened(sorted(manifest))}")
+        most = max(LEAST_SEGMENT_STEPS, _segment_steps_by_bytes(self._layout))
+        _require_integer("segment_steps", manifest["segment_steps"], 1, most)
+        # The number of a step of a stream, its handle, is an unsigned 64-bit integer.
+        most = MAX_UINT64 // self._layout.num_streams - manifest["segment_steps"]
+        _require_integer("steps_added", manifest["steps_added"], 0, most)
+        _require_integer("generator", manifest["generator"], 0, MAX_UINT64)
+        if not isinstance(manifest["segments"], list):
+            raise ValueError(f"segments is {shortened(manifest['segments'])}")
+        segments = [Segment.read(entry) for entry in manifest["segments"]]
+        self._require_in_order(segments, manifest["segment_steps"], manifest["steps_added"])
+        return {**manifest, "segments": segments}
+
+    def _require_in_order(
+        self, segments: list[Segment], segment_steps: int, steps_added: int
+    ) -> None:
+        for segment, following in pairwise(segments):
+            if segment.end % segment_steps or segment.end != following.first:
+                raise ValueError(f"{following.file} does not follow {segment.file}")
+        for segment in segments:
+            if segment.first % segment_steps + segment.steps > segment_steps:
+                raise ValueError(f"{segment.file} is longer than a segment")
+        if len({segment.file for segment in segments}) < len(segments):
+            raise ValueError("a file has two places")
+        if segments and segments[-1].end != steps_added:
+            raise ValueError(f"the segments end at {segments[-1].end} of {steps_added} steps")
 
 
 class Flusher:
@@ -256,6 +345,15 @@ class Flusher:
         self._thread.join()
 
 
+def _segment_steps_by_bytes(layout: Layout) -> int:
+    return SEGMENT_BYTES // (layout.num_streams * layout.step_bytes)
+
+
 def _segment_steps(layout: Layout) -> int:
-    by_bytes = SEGMENT_BYTES // (layout.num_streams * layout.step_bytes)
+    by_bytes = _segment_steps_by_bytes(layout)
     return max(LEAST_SEGMENT_STEPS, min(by_bytes, layout.stream_capacity_steps // MOST_SEGMENTS))
+
+
+def _require_integer(name: str, value: Any, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{name} is {shortened(value)}")

@@ -114,6 +114,10 @@ class NumpyReplay:
     def add(self, step: Mapping[str, NDArray[Any]]) -> None:
         """Store one step of every stream, overwriting the oldest if the buffer is full."""
         self._check(step, self._streams)
+        for name, array in step.items():
+            for stream, value in enumerate(array):
+                if array.dtype.kind == "f" and not np.isfinite(value).all():
+                    raise ValueError(f"{name!r} of stream {stream} must be finite, got {value}")
         self._write(step)
         self._steps_added += 1
 

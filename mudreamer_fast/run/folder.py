@@ -81,7 +81,9 @@ def default_run_dir(config: Config, preset: str) -> Path:
 def write_json(path: Path, content: Any) -> Path:
     """Writes JSON so that readers see the old file or the new one; gives the path."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x") as file:  # not through a link that someone has put there
+        file.write(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, path)
     return path
 

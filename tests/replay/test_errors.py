@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mudreamer_fast.replay import ReplayBuffer
+from mudreamer_fast.replay import NonFiniteError, ReplayBuffer
+from mudreamer_fast.replay.twin import NumpyReplay
 
 
 def other(arrays, **changes):
@@ -45,6 +46,26 @@ def test_arrays_that_do_not_fit_cannot_be_added(make_replay, steps, assert_same_
         assert_same_state(replay.state_dict(), before)
     replay.add(steps.step(3, 4))
     steps.check(replay.sample(9, 5), 0, 5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("name", "index"), [("reward", 2), ("vector", (1, 1)), ("vector", (0, 0))])
+def test_numbers_that_are_not_finite_are_refused_and_no_stream_stores_the_step(
+    make_replay, steps, assert_same_state, name, index, value
+):
+    replay = make_replay(12)
+    steps.fill(replay, 0, 4)
+    before = replay.state_dict()
+    step = steps.step(3, 4)
+    step[name][index] = value
+    stream = np.atleast_1d(index)[0]
+    with pytest.raises(ValueError, match=f"^'{name}' of stream {stream} must be finite") as caught:
+        replay.add(step)
+    assert "\n" not in str(caught.value)
+    assert isinstance(replay, NumpyReplay) or isinstance(caught.value, NonFiniteError)
+    assert_same_state(replay.state_dict(), before)
+    steps.fill(replay, 4, 6)
+    steps.check(replay.sample(9, 4), 2, 6)
 
 
 def test_out_that_does_not_fit_is_refused_untouched(make_replay, steps, assert_same_state):
