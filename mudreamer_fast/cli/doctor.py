@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mudreamer_fast.envs.interpreter import python_command
 from mudreamer_fast.machine.device import resolve_device
 from mudreamer_fast.machine.memory import GIB, available_bytes
 
@@ -144,7 +145,7 @@ def _trial(code: str) -> tuple[bool, str]:
     """Runs code in a new interpreter; gives success and the last line that it said."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=TRIAL_SECONDS
+            python_command(code), capture_output=True, text=True, timeout=TRIAL_SECONDS
         )
     except subprocess.TimeoutExpired:
         return False, f"no answer within {TRIAL_SECONDS} s"

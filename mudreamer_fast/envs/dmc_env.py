@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import weakref
 from collections.abc import Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from mudreamer_fast.config import ConfigError, EnvConfig
 from mudreamer_fast.envs.dmc_worker import Failure, Reply, Sizes, map_images
+from mudreamer_fast.envs.interpreter import python_command
 from mudreamer_fast.envs.tasks import find_task
 from mudreamer_fast.envs.vector_env import (
     ActionSpec,
@@ -89,14 +88,11 @@ class DmcEnv:
 
     def _start(self, memory: int) -> None:
         ours, theirs = Pipe()
-        package_root = str(Path(__file__).parents[2])
-        paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
         descriptors = theirs.fileno(), memory
         process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(os.getpid()), *map(str, descriptors)],
+            python_command(_PROGRAM, str(os.getpid()), *map(str, descriptors)),
             stdin=subprocess.DEVNULL,
             pass_fds=descriptors,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
         theirs.close()
         self._connections.append(ours)
