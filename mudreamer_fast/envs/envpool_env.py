@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +71,7 @@ class EnvPoolEnv:
         else:  # no renderer is needed until a video is asked for
             self._profile = graphics.video_profile(config.render_profile)
         self._graphics_ready = self._pixels
+        self._process = os.getpid()
         self._pool: Any = self._make_pool(num_envs, seed, config.simulator_threads)
         self.num_envs = num_envs
         action = self._pool.action_spec()
@@ -219,4 +221,9 @@ class EnvPoolEnv:
     def _open_pool(self) -> Any:
         if self._pool is None:
             raise EnvError(f"this {self._task.full_name} environment is closed")
+        if self._process != os.getpid():  # it would wait for ever
+            raise EnvError(
+                f"this {self._task.full_name} environment was made before this process was forked, "
+                "and its threads are not here: make another one in this process"
+            )
         return self._pool
