@@ -33,8 +33,8 @@ def findings() -> dict[str, Finding]:
 def test_every_finding_is_one_line(trials: dict[str, tuple[bool, str]]) -> None:
     found = findings()
     assert list(found) == [
-        "python", "torch", "replay", "kernels", "opengl", "envpool", "dm_control", "video",
-        "reports", "disk", "memory",
+        "python", "torch", "replay", "kernels", "compiler", "caches", "opengl", "envpool",
+        "dm_control", "video", "reports", "disk", "locks", "clock", "memory", "handles",
     ]  # fmt: skip
     assert all("\n" not in finding.line() for finding in found.values())
     assert found["replay"].ok
