@@ -96,18 +96,18 @@ class WorkerProcess:
         """Closes the connection, which has the worker end."""
         self._connection.close()
 
-    def end(self, grace_seconds: float = CLOSE_SECONDS) -> int | None:
+    def end(self, grace_seconds: float | None = None) -> int | None:
         """Ends the worker, by force where it does not end itself.
 
         Args:
-            grace_seconds: how long it may take.
+            grace_seconds: how long it may take; None takes `CLOSE_SECONDS`.
 
         Returns:
             Its exit code; None where not even force ends it, as when a driver holds it.
         """
         self.hang_up()
         try:
-            return self.process.wait(grace_seconds)
+            return self.process.wait(CLOSE_SECONDS if grace_seconds is None else grace_seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):

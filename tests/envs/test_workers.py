@@ -146,9 +146,16 @@ def test_a_worker_that_never_starts_is_no_reason_to_try_again(
         DmcEnv(CONFIG, 1, seed=0)
     monkeypatch.setattr(dmc_process, "_PROGRAM", "import time; time.sleep(10_000)")
     monkeypatch.setattr(dmc_process, "START_SECONDS", 0.1)
-    monkeypatch.setattr(dmc_process, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(dmc_process, "CLOSE_SECONDS", 1.0)
     with pytest.raises(EnvError, match=r"failed: no answer within 0\.1 s$"):
         DmcEnv(CONFIG, 1, seed=0)
+
+
+def test_a_worker_that_does_not_end_is_killed(env: DmcEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dmc_process, "CLOSE_SECONDS", 1.0)
+    os.kill(env._workers[0].process.pid, signal.SIGSTOP)
+    env.close()
+    assert env._workers[0].process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("place", [0, 3])
