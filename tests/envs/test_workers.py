@@ -89,11 +89,13 @@ def test_a_simulators_own_error_has_it_replaced(env: DmcEnv) -> None:
 
 def test_pictures_are_still_drawn_and_the_episode_starts_anew(env: DmcEnv) -> None:
     env.reset()
+    (before,) = env.render(32, [0])
     kill(env, 1)
     frames = env.render(32, [1, 1, 0])
     assert frames.shape == (3, 32, 32, 3)
     np.testing.assert_array_equal(frames[0], frames[1])
-    assert (frames[0] != frames[2]).any()
+    np.testing.assert_array_equal(frames[2], before)
+    assert (frames[0] != before).any()
     assert len(env.take_notices()) == 1
     assert env.step(random_actions(env, 1)[0]).is_first.tolist() == [False, True]
     assert env.take_notices() == []
