@@ -27,7 +27,7 @@ def python_command(program: str, *arguments: str) -> list[str]:
         arguments: what it finds in `sys.argv[1:]`.
     """
     root = str(Path(__file__).parents[2])
-    path = [entry for entry in sys.path if not _is_current_folder(entry)]
+    path = [entry for entry in map(str, sys.path) if not _is_current_folder(entry)]
     code = _PROLOGUE.format(root=root, path=path) + program
     return [sys.executable, "-c", code, *arguments]
 
