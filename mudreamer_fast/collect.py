@@ -169,12 +169,11 @@ class Collector:
     def _count(self, step: VectorStep) -> list[Episode]:
         self._steps_taken += 1
         self._scores += step.reward
-        if np.count_nonzero(step.is_first):
+        if np.count_nonzero(step.is_first):  # the episode before it has ended or was dropped
+            self._scores[step.is_first] = 0
             self._began_at[step.is_first] = self._steps_taken
         if not np.count_nonzero(step.is_last):
             return []
         ended = np.flatnonzero(step.is_last)
         lengths = self._steps_taken - self._began_at
-        episodes = [Episode(float(self._scores[i]), int(lengths[i]), int(i)) for i in ended]
-        self._scores[ended] = 0
-        return episodes
+        return [Episode(float(self._scores[i]), int(lengths[i]), int(i)) for i in ended]

@@ -77,6 +77,10 @@ def evaluate(
             take_pictures(step)
         action, state = policy(step.observation, step.is_first, state)
         step = env.step(action)
+        scores[step.is_first] = lengths[step.is_first] = 0  # an episode may have been dropped
+        if step.is_first[0] and not played[0]:
+            frames.clear()
+            seen.clear()
         scores += step.reward
         lengths += ~step.is_first
         for i in np.flatnonzero(step.is_last):

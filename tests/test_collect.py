@@ -7,7 +7,7 @@ import pytest
 
 from mudreamer_fast.collect import Collector, random_policy, replay_fields
 from mudreamer_fast.config import EnvConfig
-from mudreamer_fast.envs import ActionSpec, make_env
+from mudreamer_fast.envs import ActionSpec, VectorStep, make_env
 from mudreamer_fast.replay import ReplayBuffer
 from tests.tiny_env import TinyEnv
 
@@ -76,6 +76,36 @@ def test_collector_returns_the_episodes_that_ended() -> None:
     assert episodes[3].score == pytest.approx(data["reward"][1:6, 1].sum())
     assert episodes[4].score == pytest.approx(data["reward"][5, 2])
     assert episodes[1].score > 0
+
+
+class Failing(TinyEnv):
+    """Environment 1 drops its episode at the third step and starts another."""
+
+    steps = 0
+
+    def step(self, action: np.ndarray[Any, Any]) -> VectorStep:
+        self.steps += 1
+        self._is_last[1] |= self.steps == 3
+        return super().step(action)
+
+
+def test_collector_leaves_no_trace_of_an_episode_that_was_dropped_but_its_steps() -> None:
+    env, recorder = Failing(3, "both", episode_length=(9, 4, 9)), Recorder()
+    told = []
+
+    def policy(observation: Any, is_first: Any, state: Any) -> tuple[np.ndarray, Any]:
+        told.append(is_first[1])
+        return np.zeros((3, 2), np.float32), state
+
+    episodes = Collector(env, recorder, policy).collect(8)  # type: ignore[arg-type]
+    data = recorder.stacked()
+    assert np.flatnonzero(data["is_first"][:, 1]).tolist() == [0, 3, 8]
+    assert np.flatnonzero(told).tolist() == [0, 3]
+    assert not data["is_terminal"].any()
+    assert (data["reward"][3, 1], data["action"][3, 1].any()) == (0, False)
+    assert data["reward"][1:3, 1].any(), "something that could be counted by mistake"
+    assert [(e.env_index, e.length_steps) for e in episodes] == [(1, 4)]
+    assert episodes[0].score == pytest.approx(data["reward"][4:8, 1].sum())
 
 
 def test_collector_hands_the_policy_its_state_and_what_it_sees() -> None:

@@ -45,6 +45,7 @@ class TinyEnv:
         self.observation_spec = observation_specs(
             observation != "vector", IMAGE_SIZE, 0 if observation == "pixels" else self.places
         )
+        self.render_profile = None
         self.closed = False
         self._lengths = np.broadcast_to(episode_length, (num_envs,))
         self._terminal = terminal
@@ -96,6 +97,9 @@ class TinyEnv:
         lit = columns == self._place[list(indices), None]
         image = np.where(lit, 255, 40).astype(np.uint8)
         return np.broadcast_to(image[:, None, :, None], (len(indices), size, size, 3)).copy()
+
+    def take_notices(self) -> list[str]:
+        return []
 
     def close(self) -> None:
         self.closed = True

@@ -5,16 +5,25 @@ What ends a process when it goes wrong (simulators, OpenGL) is tried in a proces
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import getpass
 import importlib
 import importlib.metadata
+import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mudreamer_fast.envs.interpreter import python_command
 from mudreamer_fast.machine.memory import GIB, available_bytes
 
 TRIAL_SECONDS = 120
@@ -23,6 +32,11 @@ LOW_DISK_BYTES = 2 * GIB
 """Room for the checkpoints of a short run: twice the replay and model of the quick preset."""
 LOW_MEMORY_BYTES = 4 * GIB
 """Room for a small model and the quick preset's replay."""
+LOW_HANDLES = 64
+"""Open files of a run with EnvPool, several times over; dm_control takes one more for each worker.
+"""
+CLOCK_SECONDS = 5.0
+"""How far a file's date may be from the clock; some file systems round to 2 s."""
 
 _RENDERER_TRIAL = """
 from mudreamer_fast.envs.graphics import renderer_name
@@ -85,7 +99,9 @@ def examine() -> list[Finding]:
         _video(),
         _extras(),
         _disk(),
+        *_files(),
         _memory(),
+        _handles(),
     ]
 
 
@@ -127,7 +143,48 @@ def _kernels() -> list[Finding]:
         return []
     ok, detail = _trial(_KERNELS_TRIAL.format(device=device))
     # Training can do without them.
-    return [Finding("kernels", True, detail if ok else f"not usable: {detail}")]
+    kernels = Finding("kernels", True, detail if ok else f"not usable: {detail}")
+    return [kernels, _compiler(), _caches()]
+
+
+def _compiler() -> Finding:
+    """What Triton builds its launchers with; without it training takes the reference operations."""
+    name = os.environ.get("CC")
+    found = shutil.which(name) if name else shutil.which("gcc") or shutil.which("clang")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if found is None:
+        wanted = (
+            f"CC names {name}, which is not there" if name else "neither gcc nor clang is there"
+        )
+        detail = f"not usable: {wanted}: install gcc, which Triton needs"
+    elif not header.exists():
+        detail = f"not usable: {header} is missing: install python3-dev, which Triton needs"
+    else:
+        detail = found
+    return Finding("compiler", True, detail)
+
+
+def _caches() -> Finding:
+    """Where compiled kernels are kept; without it training takes the reference operations."""
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
+    folders = {"TRITON_CACHE_DIR": Path(home, ".triton", "cache")}
+    with contextlib.suppress(KeyError, OSError):  # a user without a name
+        name = f"torchinductor_{getpass.getuser()}"
+        folders["TORCHINDUCTOR_CACHE_DIR"] = Path(tempfile.gettempdir(), name)
+    folders = {name: Path(os.environ.get(name) or path) for name, path in folders.items()}
+    closed = [
+        f"cannot write to {path}: set {name}"
+        for name, path in folders.items()
+        if not _is_writable(path)
+    ]
+    return Finding("caches", True, "; ".join(closed) or ", ".join(map(str, folders.values())))
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether a folder, which need not be there yet, can be written to."""
+    # os.path: what lies in a folder that is closed to us counts as not there
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
 
 
 def _renderer() -> Finding:
@@ -144,7 +201,7 @@ def _trial(code: str) -> tuple[bool, str]:
     """Runs code in a new interpreter; gives success and the last line that it said."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=TRIAL_SECONDS
+            python_command(code), capture_output=True, text=True, timeout=TRIAL_SECONDS
         )
     except subprocess.TimeoutExpired:
         return False, f"no answer within {TRIAL_SECONDS} s"
@@ -178,6 +235,37 @@ def _disk() -> Finding:
     if free < LOW_DISK_BYTES:
         detail += f": checkpoints may need {LOW_DISK_BYTES / GIB:.0f}, see train.save-replay"
     return Finding("disk", free >= LOW_DISK_BYTES, detail)
+
+
+def _files() -> list[Finding]:
+    """What the file system of the current folder does with a file."""
+    folder = Path.cwd()
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".mudreamer_fast_") as file:
+            lock = f"there are locks in {folder}"
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                lock = f"none in {folder} ({error.strerror}): a replay on disk needs another folder"
+            ahead = os.fstat(file.fileno()).st_mtime - time.time()
+    except OSError as error:
+        reason = f"cannot write to {folder} ({error.strerror}): give train --run-dir"
+        return [Finding("files", False, reason)]
+    clock = f"files are dated {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the clock"
+    if abs(ahead) <= CLOCK_SECONDS:
+        clock = "files are dated by it"
+    # Training can do without either.
+    return [Finding("locks", True, lock), Finding("clock", True, clock)]
+
+
+def _handles() -> Finding:
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return Finding("handles", True, "any number of open files")
+    detail = f"{allowed} open files"
+    if allowed < LOW_HANDLES:
+        detail += ": ulimit -n 1024"
+    return Finding("handles", allowed >= LOW_HANDLES, detail)
 
 
 def _memory() -> Finding:

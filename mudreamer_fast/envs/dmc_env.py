@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import time
 import weakref
 from collections.abc import Sequence
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from mudreamer_fast.config import ConfigError, EnvConfig
-from mudreamer_fast.envs.dmc_worker import Failure, Reply, Sizes, map_images
+from mudreamer_fast.envs.dmc_process import WorkerCrash, WorkerProcess
+from mudreamer_fast.envs.dmc_worker import Reply, Sizes, map_images
 from mudreamer_fast.envs.tasks import find_task
 from mudreamer_fast.envs.vector_env import (
     ActionSpec,
@@ -30,23 +27,18 @@ from mudreamer_fast.envs.vector_env import (
     observation_specs,
 )
 
-CLOSE_SECONDS = 5.0
-"""How long a worker may take to end before it is killed."""
-
-_PROGRAM = """
-import signal
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-import sys
-from mudreamer_fast.envs.dmc_worker import main
-main(*map(int, sys.argv[1:]))
-"""
-"""Ctrl-C goes to all processes of a terminal; what follows from it is the parent's business."""
+FAILURES_IN_A_ROW = 3
+"""So many of one environment without a finished step between them, and it is given up."""
+FAILURES_PER_HOUR = 10
+"""Of all environments together; as many as there are environments, where these are more."""
+_HOUR_SECONDS = 3600.0
 
 
 class DmcEnv:
     """N environments of one task on dm_control; see `VectorEnv`.
 
-    Fresh interpreters rather than forks: neither PyTorch's threads nor OpenGL survive a fork.
+    A worker that dies, raises an error, shows what is not finite or does not answer is replaced,
+    with other starting states; the others go on.
 
     Args:
         config: task and observation.
@@ -62,24 +54,26 @@ class DmcEnv:
         check_seed(seed, num_envs)
         find_task(config.task, config.camera)
         self.num_envs = num_envs
+        self.restarts = 0
+        """Workers that were replaced."""
+        self._config, self._seed = config, seed
         self._name = config.task
         self._size = config.image_size
         self._images: Frames | None = None
-        memory = os.memfd_create("mudreamer_fast_images")
+        self._notices: list[str] = []
+        self._failed_at: list[float] = []
+        self._failures = np.zeros(num_envs, np.int64)
+        self._failures_in_a_row = np.zeros(num_envs, np.int64)
+        self._memory = os.memfd_create("mudreamer_fast_images")  # open for workers to come
+        self._workers: list[WorkerProcess] = []
+        self._close = weakref.finalize(self, _end, self._workers, self._memory)
         if config.observation != "vector":
-            os.ftruncate(memory, num_envs * 3 * self._size**2)
-            self._images = map_images(memory, num_envs, self._size)
-        self._connections: list[Connection[Any, Any]] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._close = weakref.finalize(self, _end, self._connections, self._processes)
-        try:
-            for index in range(num_envs):
-                self._start(memory)
-                self._send(index, config, seed, index, num_envs)
-        finally:
-            os.close(memory)
-        ready: list[Sizes] = [self._receive(index) for index in range(num_envs)]
-        sizes = ready[0]
+            os.ftruncate(self._memory, num_envs * 3 * self._size**2)
+            self._images = map_images(self._memory, num_envs, self._size)
+        for index in range(num_envs):
+            self._workers.append(self._start(index))
+        sizes = self._read_sizes()
+        self.render_profile = sizes.render_profile if self._images is not None else None
         self.action_spec = ActionSpec(sizes.action, continuous=True)
         self.observation_spec = observation_specs(
             self._images is not None,
@@ -87,63 +81,86 @@ class DmcEnv:
             0 if config.observation == "pixels" else sizes.vector,
         )
 
-    def _start(self, memory: int) -> None:
-        ours, theirs = Pipe()
-        package_root = str(Path(__file__).parents[2])
-        paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        descriptors = theirs.fileno(), memory
-        process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(os.getpid()), *map(str, descriptors)],
-            stdin=subprocess.DEVNULL,
-            pass_fds=descriptors,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        )
-        theirs.close()
-        self._connections.append(ours)
-        self._processes.append(process)
+    def _start(self, index: int) -> WorkerProcess:
+        seed: int | np.random.RandomState = self._seed + index
+        if self._failures[index]:  # not the same episodes again
+            seed = np.random.RandomState([seed, self._failures[index]])
+        return WorkerProcess(self._memory, self._config, seed, index, self.num_envs)
 
-    def _send(self, index: int, *message: Any) -> None:
+    def _read_sizes(self) -> Sizes:
+        for worker in self._workers:
+            worker.send("sizes")
+        sizes: list[Sizes] = []
+        try:
+            for worker in self._workers:
+                sizes.append(worker.receive())
+        except WorkerCrash as crash:
+            self.close()
+            raise EnvError(f"{self._place(len(sizes))} failed: {crash}") from None
+        except ConfigError:
+            self.close()
+            raise
+        return sizes[0]
+
+    def _place(self, index: int) -> str:
+        return f"environment {index} of {self._name}"
+
+    def _ask(self, commands: dict[int, tuple[Any, ...]]) -> list[Any]:
+        """Has the workers at some indices obey side by side; gives their answers in that order."""
         if not self._close.alive:
             raise EnvError(f"this {self._name} environment is closed")
-        try:
-            self._connections[index].send(message)
-        except OSError:
-            self._fail(index)
+        for index, command in commands.items():
+            self._workers[index].send(*command)
+        return [self._answer(index, command) for index, command in commands.items()]
 
-    def _receive(self, index: int) -> Any:
-        try:
-            reply = self._connections[index].recv()
-        except (EOFError, OSError):
-            self._fail(index)
-        if isinstance(reply, Failure):
+    def _answer(self, index: int, command: tuple[Any, ...]) -> Any:
+        while True:
+            try:
+                return self._workers[index].receive()
+            except WorkerCrash as crash:
+                self._replace(index, str(crash))
+            except ConfigError:
+                self.close()
+                raise
+            # a new worker answers a step with a first one
+            self._workers[index].send(*command)
+
+    def _replace(self, index: int, reason: str) -> None:
+        self._workers[index].end(grace_seconds=0)
+        now = time.monotonic()
+        self._failed_at = [at for at in self._failed_at if now - at < _HOUR_SECONDS] + [now]
+        self._failures[index] += 1
+        self._failures_in_a_row[index] += 1
+        place = self._place(index)
+        if self._failures_in_a_row[index] >= FAILURES_IN_A_ROW:
             self.close()
-            if reply.is_config_error:
-                raise ConfigError(reply.text)
-            raise EnvError(f"environment {index} of {self._name} failed: {reply.text}")
-        return reply
-
-    def _fail(self, index: int) -> NoReturn:
-        code = self._processes[index].wait()
-        self.close()
-        raise EnvError(
-            f"environment {index} of {self._name} failed: its process ended with code {code}"
-        )
+            raise EnvError(
+                f"{place} failed {FAILURES_IN_A_ROW} times in a row without a finished step: "
+                f"{reason}"
+            )
+        if len(self._failed_at) > max(FAILURES_PER_HOUR, self.num_envs):
+            self.close()
+            raise EnvError(
+                f"{place} failed: {reason}; "
+                f"simulators failed {len(self._failed_at)} times within an hour"
+            )
+        self._workers[index] = self._start(index)
+        self.restarts += 1
+        self._notices.append(f"{place} was restarted and its episode dropped: {reason}")
 
     def reset(self) -> VectorStep:
         """Starts a new episode everywhere; see `VectorEnv.reset`."""
-        for index in range(self.num_envs):
-            self._send(index, "reset")
-        return self._gather()
+        return self._gather({index: ("reset",) for index in range(self.num_envs)})
 
     def step(self, action: FloatArray) -> VectorStep:
         """Advances every environment by one policy step; see `VectorEnv.step`."""
         check_action(action, self.num_envs, self.action_spec)
-        for index in range(self.num_envs):
-            self._send(index, "step", action[index])
-        return self._gather()
+        return self._gather({index: ("step", action[index]) for index in range(self.num_envs)})
 
-    def _gather(self) -> VectorStep:
-        replies: list[Reply] = [self._receive(index) for index in range(self.num_envs)]
+    def _gather(self, commands: dict[int, tuple[Any, ...]]) -> VectorStep:
+        replies: list[Reply] = self._ask(commands)
+        is_first = np.array([reply.is_first for reply in replies])
+        self._failures_in_a_row[~is_first] = 0
         observation: dict[str, Array] = {}
         if self._images is not None:
             observation["image"] = self._images.copy()
@@ -152,7 +169,7 @@ class DmcEnv:
         return VectorStep(
             observation,
             np.array([reply.reward for reply in replies], np.float32),
-            np.array([reply.is_first for reply in replies]),
+            is_first,
             np.array([reply.is_last for reply in replies]),
             np.array([reply.is_terminal for reply in replies]),
         )
@@ -162,21 +179,23 @@ class DmcEnv:
         size = self._size if size is None else size
         indices = range(self.num_envs) if indices is None else indices
         check_render(size, indices, self.num_envs)
-        for index in indices:
-            self._send(index, "render", size)
-        return np.stack([self._receive(index) for index in indices])
+        commands = {index: ("render", size) for index in indices}  # some may be asked for twice
+        frames = dict(zip(commands, self._ask(commands), strict=True))
+        return np.stack([frames[index] for index in indices])
+
+    def take_notices(self) -> list[str]:
+        """Why workers were replaced since the last call; see `VectorEnv.take_notices`."""
+        notices, self._notices = self._notices, []
+        return notices
 
     def close(self) -> None:
         """Ends the workers; a second call does nothing."""
         self._close()
 
 
-def _end(connections: list[Connection[Any, Any]], processes: list[subprocess.Popen[bytes]]) -> None:
-    for connection in connections:
-        connection.close()
-    for process in processes:
-        try:
-            process.wait(CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def _end(workers: list[WorkerProcess], memory: int) -> None:
+    for worker in workers:
+        worker.hang_up()
+    for worker in workers:
+        worker.end()
+    os.close(memory)

@@ -45,16 +45,16 @@ class DmcSimulator:
         self._task, self._camera_id = find_task(config.task, config.camera)
         self._repeat = config.action_repeat
         if config.observation != "vector":
-            self._profile = graphics.prepare(config.render_profile)
+            self.render_profile = graphics.prepare(config.render_profile)
         else:
-            self._profile = graphics.video_profile(config.render_profile)
+            self.render_profile = graphics.video_profile(config.render_profile)
             if not graphics.try_to_load_egl():
                 os.environ["MUJOCO_GL"] = "disable"  # vectors need none, but dm_control looks
         from dm_control import suite
 
         self._env: Any = suite.load(self._task.domain, self._task.name, {"random": seed})
         self.physics: Any = self._env.physics
-        apply_to_model(self.physics.model, self._profile)
+        apply_to_model(self.physics.model, self.render_profile)
         spec = self._env.action_spec()
         self.action_size = int(spec.shape[0])
         shown = self._env.observation_spec()
@@ -93,7 +93,7 @@ class DmcSimulator:
 
         if size not in self._cameras:
             # kept: `physics.render` makes a camera for every picture, at four times the cost
-            graphics.prepare(self._profile)
+            graphics.prepare(self.render_profile)
             self._cameras[size] = engine.Camera(self.physics, size, size, self._camera_id)
         frame: Frames = self._cameras[size].render()
         return frame

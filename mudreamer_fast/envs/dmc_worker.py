@@ -14,7 +14,7 @@ import numpy as np
 
 from mudreamer_fast.config import ConfigError, EnvConfig
 from mudreamer_fast.envs.dmc_simulator import DmcSimulator
-from mudreamer_fast.envs.vector_env import FloatArray, Frames
+from mudreamer_fast.envs.vector_env import EnvError, FloatArray, Frames, find_non_finite
 
 PARENT_CHECK_SECONDS = 1.0
 """How often a worker looks whether its parent lives."""
@@ -22,12 +22,14 @@ PARENT_CHECK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Sizes:
-    """A worker's first message: it is ready."""
+    """What a task's arrays have of numbers."""
 
     action: int
     """A."""
     vector: int
     """V."""
+    render_profile: str
+    """Settled, of observed images or of videos alone."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def main(parent_pid: int, connection_descriptor: int, memory_descriptor: int) ->
     Args:
         parent_pid: the process to live as long as.
         connection_descriptor: of the pipe to the parent, which first sends configuration, seed,
-            index and number of environments, and then commands.
+            index and number of environments, and then commands; each gets one answer.
         memory_descriptor: of the shared images.
     """
     threading.Thread(target=_end_with, args=(parent_pid,), daemon=True).start()
@@ -76,16 +78,15 @@ def main(parent_pid: int, connection_descriptor: int, memory_descriptor: int) ->
     try:
         config, seed, index, num_envs = connection.recv()
         worker = _Worker(config, seed, index, num_envs, memory_descriptor)
-        connection.send(worker.sizes)
         while True:
             name, *arguments = connection.recv()
             connection.send(getattr(worker, name)(*arguments))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent has closed, or is gone
     except Exception as error:
-        known = isinstance(error, ConfigError)
+        known = isinstance(error, ConfigError | EnvError)
         text = str(error) if known else f"{type(error).__name__}: {error}"
-        connection.send(Failure(text, known))
+        connection.send(Failure(" ".join(text.split()), isinstance(error, ConfigError)))
 
 
 def _end_with(parent_pid: int) -> None:
@@ -99,15 +100,24 @@ class _Worker:
     """The commands, by name."""
 
     def __init__(
-        self, config: EnvConfig, seed: int, index: int, num_envs: int, memory_descriptor: int
+        self,
+        config: EnvConfig,
+        seed: int | np.random.RandomState,
+        index: int,
+        num_envs: int,
+        memory_descriptor: int,
     ) -> None:
-        self._simulator = DmcSimulator(config, seed + index)
+        self._simulator = DmcSimulator(config, seed)
         self._size = config.image_size
         self._image = None
         if config.observation != "vector":
             self._image = map_images(memory_descriptor, num_envs, self._size)[index]
         self._is_last = True
-        self.sizes = Sizes(self._simulator.action_size, self._simulator.vector_size)
+
+    def sizes(self) -> Sizes:
+        """What the task takes and shows."""
+        simulator = self._simulator
+        return Sizes(simulator.action_size, simulator.vector_size, simulator.render_profile)
 
     def reset(self) -> Reply:
         """Starts an episode."""
@@ -128,7 +138,10 @@ class _Worker:
     def _reply(
         self, reward: float, is_first: bool, is_last: bool = False, is_terminal: bool = False
     ) -> Reply:
+        vector = self._simulator.vector()
+        if fault := find_non_finite(reward, vector):
+            raise EnvError(fault)
         self._is_last = is_last
         if self._image is not None:
             self._image[:] = self._simulator.image(self._size).transpose(2, 0, 1)
-        return Reply(self._simulator.vector(), reward, is_first, is_last, is_terminal)
+        return Reply(vector, reward, is_first, is_last, is_terminal)

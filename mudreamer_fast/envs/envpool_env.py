@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from mudreamer_fast.envs.vector_env import (
     check_action,
     check_render,
     check_seed,
+    find_non_finite,
     observation_specs,
 )
 
@@ -68,7 +70,9 @@ class EnvPoolEnv:
             self._profile = graphics.prepare(config.render_profile)
         else:  # no renderer is needed until a video is asked for
             self._profile = graphics.video_profile(config.render_profile)
+        self.render_profile = self._profile if self._pixels else None
         self._graphics_ready = self._pixels
+        self._process = os.getpid()
         self._pool: Any = self._make_pool(num_envs, seed, config.simulator_threads)
         self.num_envs = num_envs
         action = self._pool.action_spec()
@@ -88,8 +92,10 @@ class EnvPoolEnv:
             begin, size = size, size + int(np.prod(shape))
             columns = slice(begin, size) if shape else begin
             self._vector_columns.append((places.index(f"obs:{key}"), columns))
-        self._vector_size = 0 if config.observation == "pixels" else size
-        self.observation_spec = observation_specs(self._pixels, self._size, self._vector_size)
+        self._state_size, self._shows_vector = size, config.observation != "pixels"
+        self.observation_spec = observation_specs(
+            self._pixels, self._size, size if self._shows_vector else 0
+        )
         self._all = np.arange(num_envs, dtype=np.int32)
         self._is_last = np.zeros(num_envs, bool)
 
@@ -126,7 +132,7 @@ class EnvPoolEnv:
         pool._reset(self._all)
         zeros, no = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
         self._is_last = no
-        return VectorStep(self._observe(pool._recv()), zeros, ~no, no.copy(), no.copy())
+        return VectorStep(self._observe(pool._recv(), zeros), zeros, ~no, no.copy(), no.copy())
 
     def step(self, action: FloatArray) -> VectorStep:
         """Advances every environment by one policy step; see `VectorEnv.step`."""
@@ -161,7 +167,8 @@ class EnvPoolEnv:
         if np.count_nonzero(is_last):
             is_terminal &= state[self._discount] == 0
         reward = state[self._reward]
-        return VectorStep(self._observe(state), reward, is_first, is_last, is_terminal)
+        observation = self._observe(state, reward)
+        return VectorStep(observation, reward, is_first, is_last, is_terminal)
 
     def _advance(self, controls: Array, ids: Array) -> list[Any]:
         """One simulator step of the environments `ids`: new arrays, a row for each of them."""
@@ -170,17 +177,26 @@ class EnvPoolEnv:
         state: list[Any] = self._pool._recv()
         return state
 
-    def _observe(self, state: list[Any]) -> dict[str, Array]:
+    def _observe(self, state: list[Any], reward: FloatArray) -> dict[str, Array]:
+        vector = np.empty((self.num_envs, self._state_size), np.float32)
+        for place, columns in self._vector_columns:
+            vector[:, columns] = state[place]
+        self._check_finite(reward, vector)
         observation: dict[str, Array] = {}
         if self._pixels:
             frames = self._pool._render(self._all, self._size, self._size, self._camera)
             observation["image"] = np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
-        if self._vector_size:
-            vector = np.empty((self.num_envs, self._vector_size), np.float32)
-            for place, columns in self._vector_columns:
-                vector[:, columns] = state[place]
+        if self._shows_vector:
             observation["vector"] = vector
         return observation
+
+    def _check_finite(self, reward: FloatArray, vector: FloatArray) -> None:
+        finite = np.count_nonzero(np.isfinite(reward)) + np.count_nonzero(np.isfinite(vector))
+        if finite == reward.size + vector.size:
+            return
+        for index in range(self.num_envs):
+            if fault := find_non_finite(float(reward[index]), vector[index]):
+                raise EnvError(f"environment {index} of {self._task.full_name} failed: {fault}")
 
     def render(self, size: int | None = None, indices: Sequence[int] | None = None) -> Frames:
         """Pictures for videos; see `VectorEnv.render`."""
@@ -195,6 +211,10 @@ class EnvPoolEnv:
         frames: Frames = pool._render(ids, size, size, self._camera)
         return frames
 
+    def take_notices(self) -> list[str]:
+        """Nothing: a simulator that fails is not replaced, but ends the run."""
+        return []
+
     def close(self) -> None:
         """Ends the simulators; a second call does nothing."""
         self._pool = None
@@ -202,4 +222,9 @@ class EnvPoolEnv:
     def _open_pool(self) -> Any:
         if self._pool is None:
             raise EnvError(f"this {self._task.full_name} environment is closed")
+        if self._process != os.getpid():  # it would wait for ever
+            raise EnvError(
+                f"this {self._task.full_name} environment was made before this process was forked, "
+                "and its threads are not here: make another one in this process"
+            )
         return self._pool

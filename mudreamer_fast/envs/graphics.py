@@ -10,7 +10,6 @@ import ctypes
 import functools
 import importlib.util
 import logging
-import multiprocessing
 import os
 import re
 import sys
@@ -83,10 +82,9 @@ def load_egl() -> ctypes.CDLL:
 def _import_triton_first() -> None:
     """Triton brings an LLVM of its own, and the process ends where Mesa's was loaded before it.
 
-    PyTorch imports it at moments of its own choosing. Our worker processes have no PyTorch, and
-    are spared the wait.
+    PyTorch imports it at moments of its own choosing, in child processes as well.
     """
-    if multiprocessing.parent_process() is None and importlib.util.find_spec("triton"):
+    if importlib.util.find_spec("triton"):
         with contextlib.suppress(ImportError):
             importlib.import_module("triton")
 

@@ -75,6 +75,9 @@ class VectorEnv(Protocol):
     A step with is_last carries the episode's true last observation; the next `step` ignores that
     environment's action and returns the first observation of a new episode, with reward 0.
     Environment i of seed s equals environment 0 of seed s + i.
+
+    A simulator that fails may be replaced: the environment's step is then the first one of a new
+    episode, after a step that was not the last of the dropped one; `take_notices` says why.
     """
 
     @property
@@ -89,6 +92,10 @@ class VectorEnv(Protocol):
     def action_spec(self) -> ActionSpec:
         """What `step` takes for one environment."""
 
+    @property
+    def render_profile(self) -> str | None:
+        """The profile that observed images are rendered with, settled; None without images."""
+
     def reset(self) -> VectorStep:
         """Starts a new episode everywhere; is_first is True for all."""
 
@@ -100,6 +107,7 @@ class VectorEnv(Protocol):
 
         Raises:
             ValueError: an action of another shape, dtype or range.
+            EnvError: a simulator that cannot go on, nor be replaced.
         """
 
     def render(self, size: int | None = None, indices: Sequence[int] | None = None) -> Frames:
@@ -112,6 +120,9 @@ class VectorEnv(Protocol):
         Returns:
             (N, size, size, 3) uint8, or as many as indices.
         """
+
+    def take_notices(self) -> list[str]:
+        """One line for each simulator that was replaced since the last call."""
 
     def close(self) -> None:
         """Ends simulators and worker processes; a second call does nothing."""
@@ -139,6 +150,20 @@ def check_action(action: FloatArray, num_envs: int, spec: ActionSpec) -> None:
             raise ValueError(f"actions must lie in [-1, 1], got values from {low} to {high}")
     elif not (np.isin(action, (0, 1)).all() and (action.sum(1) == 1).all()):
         raise ValueError(f"actions must be one-hot, got {action.tolist()}")
+
+
+def find_non_finite(reward: float, vector: FloatArray) -> str | None:
+    """What of one environment's step is not finite, in words; None where everything is.
+
+    Args:
+        reward: of the step.
+        vector: (V,) of the state.
+    """
+    if not np.isfinite(reward):
+        return f"its reward is {reward:g}"
+    for place in np.flatnonzero(~np.isfinite(vector)):
+        return f"number {place} of its observation is {vector[place]:g}"
+    return None
 
 
 def check_render(size: int, indices: Sequence[int], num_envs: int) -> None:

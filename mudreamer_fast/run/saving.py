@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.config import Config, ConfigError
@@ -24,8 +24,10 @@ class RunOverError(ConfigError):
     """A run to be resumed that has nothing left to do."""
 
 
-def read_saved(folder: RunFolder, config: Config, resume: bool) -> dict[str, Any]:
-    """The checkpoint that a run is resumed from; empty for a new run.
+def read_saved(folder: RunFolder, config: Config, resume: bool) -> tuple[Config, dict[str, Any]]:
+    """The settings of a run, and the checkpoint that it goes on from; empty for a new run.
+
+    What a run settled for when it began, such as its render profile, it keeps wherever it goes on.
 
     Raises:
         ConfigError: a new run in a folder that holds one, or a resumed one with another task,
@@ -36,15 +38,25 @@ def read_saved(folder: RunFolder, config: Config, resume: bool) -> dict[str, Any
     if not resume and (taken or folder.result.exists()):
         raise ConfigError(f"{folder.root} holds a run: resume it, or name another folder")
     if not resume:
-        return {}
+        return config, {}
     before = read_config(folder.config)
+    if config.env.render_profile == "auto":
+        config = with_profile(config, before.env.render_profile)
     if (before.env, before.model, before.behaviour) != (
         config.env,
         config.model,
         config.behaviour,
     ):
         raise ConfigError("a resumed run keeps its settings of env, model and behaviour")
-    return checkpoint.load(folder.checkpoint)
+    return config, checkpoint.load(folder.checkpoint)
+
+
+def with_profile(config: Config, profile: str | None) -> Config:
+    """The settings with a render profile in place of their own; None leaves them as they are."""
+    if profile is None:
+        return config
+    env = dataclasses.replace(config.env, render_profile=cast(Any, profile))
+    return dataclasses.replace(config, env=env)
 
 
 def check_unfinished(folder: RunFolder, pace: Pace) -> None:

@@ -13,6 +13,7 @@ from mudreamer_fast.disk import checkpoint
 from mudreamer_fast.envs import VectorEnv, make_env
 from mudreamer_fast.evaluate import Evaluation, evaluate
 from mudreamer_fast.machine.device import resolve_device, settle_arithmetic
+from mudreamer_fast.machine.screen import say
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
 
 PolicyMaker = Callable[[VectorEnv], tuple[Policy, Any]]
@@ -75,6 +76,8 @@ def score(
         policy, state = make_policy(env)
         return evaluate(env, policy, state, episodes, film, interrupt=interrupt)
     finally:
+        for notice in env.take_notices():
+            say(f"warning: {notice}\n")
         env.close()
 
 

@@ -40,13 +40,13 @@ class Trainer:
 
     def __init__(self, config: Config, run_dir: Path, resume: bool, stop: StopSignals) -> None:
         """Builds everything, or raises and leaves nothing open."""
-        self.config, self.stop, self.folder = config, stop, RunFolder(run_dir)
+        self.stop, self.folder = stop, RunFolder(run_dir)
         check_that_updates_come(config)
         device = resolve_device(config.train.device)
         self._open = ExitStack()
         try:
             self._open.enter_context(RunLock(run_dir))
-            saved = saving.read_saved(self.folder, config, resume)
+            config, saved = saving.read_saved(self.folder, config, resume)
             self.counters = Counters(**saved["counters"]) if resume else Counters()
             self.counters.resumes += resume
             self.pace = Pace(config, self.counters)
@@ -54,9 +54,11 @@ class Trainer:
                 saving.check_unfinished(self.folder, self.pace)
             threads = threads_beside_acting(config.train.threads, config.train.overlap, device)
             settle_arithmetic(threads, config.train.tf32)
+            self.config = config
             seed_everything(self._seed(SeedUse.GLOBAL))
             self.env = make_env(config.env, config.env.num_envs, self._seed(SeedUse.COLLECT))
             self._open.callback(self.env.close)
+            self.config = config = saving.with_profile(config, self.env.render_profile)
             seed = self._seed(SeedUse.REPLAY)
             self.replay = open_replay(config, self.env, self.folder, seed, saved)
             self._open.callback(close_replay, self.replay)
@@ -125,8 +127,8 @@ class Trainer:
         self._report_problems()
 
     def _report_problems(self) -> None:
-        """What became of a replay on disk, where it is not what it should be."""
-        for problem in self.replay.problems():
+        """What became of replay and simulators, where it is not what it should be."""
+        for problem in (*self.replay.problems(), *self.env.take_notices()):
             self.reporter.message(f"warning: {problem}")
 
     def _can_learn(self) -> bool:
@@ -151,11 +153,6 @@ class Trainer:
             self._lessons.go_back(f"{error} after update {self.agent.updates:,}")
             self._hand_over()
             return self.collect()
-
-    @property
-    def waited_seconds(self) -> float:
-        """Wall time that the learner waited, for steps to be taken or for batches."""
-        return self.learner.idle_seconds + self.batches.waited_seconds
 
     def count(self, episodes: Sequence[Episode]) -> None:
         """Count the step just collected, which ended `episodes`."""
@@ -187,7 +184,7 @@ class Trainer:
                 self._lessons.skipped,
                 self.pace.seconds,
                 self.pace.seconds_left,
-                self.waited_seconds,
+                self.learner.idle_seconds + self.batches.waited_seconds,
                 self.collector.seconds,
             )
         )
