@@ -22,7 +22,7 @@ from PIL import Image
 from mudreamer_fast.acting import Acting
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.collect import Episode, random_policy
-from mudreamer_fast.config import Config, ConfigError, ModelConfig
+from mudreamer_fast.config import Config, ConfigError, EnvConfig, ModelConfig
 from mudreamer_fast.disk import arrays, checkpoint
 from mudreamer_fast.envs import EnvError
 from mudreamer_fast.evaluate import Evaluation
@@ -848,3 +848,31 @@ def test_environments_are_closed_whatever_happens(
     with pytest.raises(ZeroDivisionError):
         train(tiny_run.config(), tmp_path / "b")
     assert closed == 3
+
+
+def test_a_run_keeps_the_render_profile_that_it_settled_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` is another profile on a machine with another renderer."""
+    config = tiny_run.config("pixels")
+    settled: list[str] = []
+
+    def make(profile: str) -> Callable[..., Any]:
+        def made(env: EnvConfig, num_envs: int, seed: int) -> Any:
+            settled.append(env.render_profile)
+            tiny = tiny_run.make_env(env, num_envs, seed)
+            tiny.render_profile = profile if env.render_profile == "auto" else env.render_profile
+            return tiny
+
+        return made
+
+    monkeypatch.setattr(trainer, "make_env", make("light"))
+    start(config, tmp_path).__exit__()
+    assert settled == ["auto"]
+    assert read_config(tmp_path / "config.json").env.render_profile == "light"
+    monkeypatch.setattr(trainer, "make_env", make("reference"))
+    start(config, tmp_path, resume=True).__exit__()
+    assert settled == ["auto", "light"]
+    other = dataclasses.replace(config.env, render_profile="reference")
+    with pytest.raises(ConfigError, match="keeps its settings of env"):
+        start(dataclasses.replace(config, env=other), tmp_path, resume=True)

@@ -45,7 +45,7 @@ class TinyEnv:
         self.observation_spec = observation_specs(
             observation != "vector", IMAGE_SIZE, 0 if observation == "pixels" else self.places
         )
-        self.render_profile = None
+        self.render_profile: str | None = None
         self.closed = False
         self._lengths = np.broadcast_to(episode_length, (num_envs,))
         self._terminal = terminal
