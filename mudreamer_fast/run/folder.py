@@ -105,7 +105,7 @@ def read_config(path: Path) -> Config:
         raise ConfigError(f"{path.parent} is not a run folder: it has no {path.name}") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError(f"{path} is not JSON") from None
     return typing.cast(Config, _build(Config, content, str(path)))
 
@@ -138,5 +138,5 @@ def _fits(value: Any, wanted: Any) -> bool:
     if isinstance(value, bool):
         return wanted is bool
     if wanted is float:
-        return isinstance(value, int | float)
+        return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
     return isinstance(value, wanted)

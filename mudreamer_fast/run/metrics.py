@@ -130,6 +130,13 @@ def _not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value read from a file is a finite number that a float can hold."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and abs(value) < 2**63
+
+
 def read_lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     """Objects of a metrics file in order; a line torn by a crash is passed over."""
     try:
@@ -139,9 +146,9 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     for line in text.splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and "env_steps" in row:
+        if isinstance(row, dict) and is_number(row.get("env_steps")):
             yield row
 
 

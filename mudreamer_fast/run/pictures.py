@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mudreamer_fast.run.metrics import read_lines
+from mudreamer_fast.run.metrics import is_number, read_lines
 
 Frame = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -98,7 +98,7 @@ def plot_runs(
 
 
 def _points(rows: Sequence[dict[str, Any]], name: str) -> list[tuple[int, float]]:
-    return [(row["env_steps"], row[name]) for row in rows if row.get(name) is not None]
+    return [(row["env_steps"], row[name]) for row in rows if is_number(row.get(name))]
 
 
 def write_video(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float) -> Path:

@@ -24,6 +24,7 @@ from mudreamer_fast.disk import arrays, checkpoint
 from mudreamer_fast.disk.arrays import CHUNK_BYTES, MAP_BYTES
 from mudreamer_fast.disk.checkpoint import CheckpointError, DiskFullError, load, save
 from mudreamer_fast.disk.manifest import read_manifest, write_manifest
+from tests.mutations import ROUNDS, mutate
 
 ROOT = Path(__file__).parents[2]
 
@@ -302,11 +303,7 @@ def test_files_with_good_checksums_and_bad_content_run_no_code(tmp_path: Path) -
     data = tmp_path / "run" / "data-1"
     good = (data / "agent.pt").read_bytes()
     contents = [b"", b"PK", pickle.dumps(Hostile()), pickle.dumps({"a": 1}), good[:-40]]
-    for _ in range(200):
-        content = bytearray(good)
-        for _ in range(rng.randint(1, 30)):
-            content[rng.randrange(len(content))] = rng.randrange(256)
-        contents.append(bytes(content))
+    contents += [mutate(good, rng) for _ in range(ROUNDS // 10)]
     entries = read_manifest(data, checkpoint.KIND, checkpoint.VERSION)
     for content in contents:
         (data / "agent.pt").write_bytes(content)

@@ -15,9 +15,7 @@ import pytest
 
 from mudreamer_fast.disk.manifest import ManifestError, read_manifest, write_manifest
 from mudreamer_fast.replay import ReplayBuffer, StorageError
-
-ROUNDS = int(os.environ.get("MUDREAMER_FUZZ_ROUNDS", "2000"))
-"""Mutated folders that are opened."""
+from tests.mutations import ROUNDS
 
 HOSTILE: list[Any] = [
     None, True, False, 0, 1, -1, 7, 16, 17, 2**31, 2**32, 2**63, 2**64, -(2**64), 10**400, 1.0, 0.5,

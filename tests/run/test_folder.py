@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from mudreamer_fast.config import PRESETS, Config, ConfigError, EnvConfig, TrainConfig
 from mudreamer_fast.run.folder import default_run_dir, read_config, write_config
+from tests.mutations import ROUNDS, mutate
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -74,3 +77,36 @@ def test_default_folder_names_task_preset_and_seed() -> None:
     path = default_run_dir(config, "quick")
     assert path.parent == Path("runs")
     assert path.name.startswith("dmc_walker_run-quick-seed4-2")
+
+
+VALUES: list[Any] = [
+    None, True, 0, -1, 10**400, 2**63, 0.5, float("nan"), float("inf"), "", "auto", [], {}, [[]],
+    {"a": 1},
+]  # fmt: skip
+
+
+def test_any_file_is_a_configuration_or_one_clear_error(tmp_path: Path) -> None:
+    path, rng = tmp_path / "config.json", random.Random(0)
+    write_config(Config(), path)
+    good, read = path.read_bytes(), 0
+    tree = json.loads(good)
+    for number in range(ROUNDS):
+        if number % 2:
+            content = mutate(good, rng)
+        else:  # sound JSON of the wrong values
+            changed = json.loads(good)
+            section = rng.choice(list(tree))
+            owner = rng.choice([changed, changed[section]])
+            owner[rng.choice([*owner, "unknown"])] = rng.choice(VALUES)
+            content = json.dumps(changed).encode()
+        path.write_bytes(content)
+        with contextlib.suppress(ConfigError):
+            assert isinstance(read_config(path), Config)
+            read += 1
+    assert 0 < read < ROUNDS
+
+
+def test_nesting_without_end_is_no_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="is not JSON"):
+        read_config(tmp_path / "config.json")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from mudreamer_fast.run.metrics import METRICS_FILE, MetricsLogger, drop_lines_after, read_lines
 from mudreamer_fast.run.tensorboard import TensorBoardWriter
+from tests.mutations import ROUNDS, mutate
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -129,3 +131,15 @@ def test_log_goes_on_without_tensorboard_and_says_so(
     logger.close()
     assert warnings == ["note: tensorboard is not installed; metrics go to metrics.jsonl only"]
     assert [path.name for path in tmp_path.iterdir()] == [METRICS_FILE]
+
+
+def test_any_file_of_metrics_is_read_and_cut_off(tmp_path: Path) -> None:
+    path, rng = tmp_path / METRICS_FILE, random.Random(0)
+    rows = [{"env_steps": 10 * i, "seconds": 1.5, "episode/score": float(i)} for i in range(9)]
+    good = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    for number in range(ROUNDS // 4):
+        path.write_bytes(mutate(good, rng) if number else good + b'{"env_steps": "x"}\n[[\n')
+        drop_lines_after(path, 50)
+        assert all(row["env_steps"] <= 50 for row in read_lines(path))
+    path.write_text("[" * 100_000 + "\n")
+    assert list(read_lines(path)) == []
