@@ -85,6 +85,7 @@ class MappedArrays:
         if size < MAP_BYTES:
             return np.empty(shape, dtype)
         path = self._folder / f"mapped-{len(self._arrays)}.npy"
+        path.unlink(missing_ok=True)  # one for which there was no room a moment ago
         with path.open("x+b") as file:
             write_header(file, shape, dtype)
             start = file.tell()

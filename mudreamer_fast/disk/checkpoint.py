@@ -149,7 +149,10 @@ class StagedCheckpoint:
             raise
 
     def _with_room(self, write: Callable[..., _Written], *arguments: Any) -> _Written:
-        """What `write` gives, called again after older checkpoints have made room."""
+        """What `write` gives, called again after older checkpoints have made room.
+
+        It begins anew each time: files are made and never written over.
+        """
         while True:
             try:
                 return write(*arguments)
@@ -176,6 +179,7 @@ class StagedCheckpoint:
     def _write_array(self, array: np.ndarray, path: Path) -> dict[str, int]:
         source = self._mapped.path_of(array)
         if source is None:
+            path.unlink(missing_ok=True)
             size, crc = write_array(array, path)
         else:
             if source.exists():
@@ -311,6 +315,7 @@ def _next_number(folder: Path) -> int:
 
 
 def _write_tree(tree: Any, path: Path) -> dict[str, int]:
+    path.unlink(missing_ok=True)
     out = ChecksummedFile(path)
     try:
         torch.save(tree, out)  # type: ignore[arg-type]  # it needs no more than write and flush

@@ -253,13 +253,13 @@ def test_reader_that_has_seen_enough_ends_the_program_without_a_word() -> None:
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-def test_resume_and_run_dir_exclude_each_other(
+def test_only_one_option_may_name_the_run_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_config(tiny_run.config(), RunFolder(tmp_path).config)
     assert main(["train", "--resume", str(tmp_path), "--run-dir", str(tmp_path / "x")]) == 2
     assert capsys.readouterr().err == (
-        "error: --resume names the run folder: give it or --run-dir, not both\n"
+        "error: --run-dir, --resume and --resume-or-start each name the run folder: give one\n"
     )
 
 

@@ -178,7 +178,7 @@ def flip_bit(path: Path) -> None:
     [
         (lambda f: shutil.rmtree(f), "no checkpoint in"),
         (lambda f: (f / "manifest.json").unlink(), "no checkpoint in"),
-        (lambda f: replace_by_folder(f / "manifest.json"), r"manifest\.json: Is a directory"),
+        (lambda f: replace_by_folder(f / "manifest.json"), r"manifest\.json is no regular file"),
         (lambda f: (f / "manifest.json").write_text("{"), "is not JSON"),
         (lambda f: (f / "manifest.json").write_text("[]"), "is not the manifest"),
         (lambda f: damage_manifest(f, format="other"), "is not the manifest"),
@@ -258,12 +258,23 @@ def test_older_checkpoints_make_room_where_the_disk_is_full(
         if (tmp_path / "data-1").exists():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(arrays.ChecksummedFile, "close", full_while_three_stand)
-    save(state(4), tmp_path, keep=3)
+    allocate = os.posix_fallocate
+
+    def full_while_two_stand(file: int, start: int, size: int) -> None:
+        if (tmp_path / "data-2").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        allocate(file, start, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(arrays.ChecksummedFile, "close", full_while_three_stand)
+        save(state(4), tmp_path, keep=3)
     assert_same(load(tmp_path), state(4))
-    numbers = sorted(path.name for path in tmp_path.glob("data-*"))
-    assert numbers[0] == "data-2"
-    assert len(numbers) == 3
+    assert sorted(path.name for path in tmp_path.glob("data-*")) == ["data-2", "data-3", "data-4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full_while_two_stand)
+        save(mapped_state(5), tmp_path, keep=3)
+    assert load(tmp_path)["tensor"] == 5
+    assert sorted(path.name for path in tmp_path.glob("data-*")) == ["data-3", "data-4", "data-5"]
 
 
 HOSTILE: dict[str, dict[str, Any]] = {
