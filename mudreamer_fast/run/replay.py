@@ -47,6 +47,12 @@ def open_replay(config: Config, env: VectorEnv, folder: RunFolder, seed: int) ->
     )
 
 
+def can_learn(config: Config, replay: ReplayBuffer) -> bool:
+    """Whether the replay holds the prefill."""
+    prefill = min(config.train.prefill_steps, replay.capacity_steps)
+    return len(replay) >= prefill and replay.can_sample(config.replay.batch_length)
+
+
 def close_replay(replay: ReplayBuffer) -> None:
     """Leaves a replay whole on disk; what cannot be written is told."""
     try:
