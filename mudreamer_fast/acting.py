@@ -34,6 +34,11 @@ class PolicyState:
     generator: torch.Generator
     """Draws latents and actions."""
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """All of it, for `Acting.restored_state`."""
+        tensors = {"deter": self.deter, "stoch": self.stoch, "action": self.action}
+        return {**tensors, "generator": self.generator.get_state()}
+
 
 class Acting:
     """The parts of the agent that act, the learner's own or copies of them.
@@ -112,6 +117,15 @@ class Acting:
             action = state.deter.new_zeros(num_envs, self._action_spec.size)
             generator = torch.Generator(self._device).manual_seed(seed)
             return PolicyState(*state, action, generator)
+
+    def restored_state(self, saved: Mapping[str, Tensor]) -> PolicyState:
+        """The state that `PolicyState.state_dict` gave, on the device."""
+        state = self.initial_state(len(saved["action"]), 0)
+        with self._own_stream():
+            for name in ("deter", "stoch", "action"):
+                getattr(state, name).copy_(saved[name])
+        state.generator.set_state(saved["generator"].cpu())
+        return state
 
     @torch.no_grad()
     def act(

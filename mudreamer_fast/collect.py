@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,10 @@ class Collector:
     ) -> None:
         self.seconds = 0.0
         """Wall time spent in `collect` so far."""
+        self.on_step: Callable[[FloatArray], None] | None = None
+        """Told every action that the environments have taken."""
+        self.handed_over = False
+        """Whether another policy acts than the one at the start."""
         self._env = env
         self._replay = replay
         self._policy, self._state = policy, initial_state
@@ -140,6 +144,8 @@ class Collector:
             if not np.isfinite(action).all():
                 raise PolicyNotFiniteError("the policy's actions are not finite")
             self._step = self._env.step(action)
+            if self.on_step is not None:
+                self.on_step(action)
             self._store(self._step, action)
             episodes += self._count(self._step)
         self.seconds += time.monotonic() - started
@@ -151,6 +157,43 @@ class Collector:
         It has seen nothing of the episodes under way, so it is told that they begin here.
         """
         self._policy, self._state, self._is_new = policy, initial_state, True
+        self.handed_over = True
+
+    @property
+    def step(self) -> VectorStep | None:
+        """The last step of the environments; None before their first."""
+        return self._step
+
+    @property
+    def policy_state(self) -> Any:
+        """What the policy is called with next."""
+        return self._state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, but for the policy and its state."""
+        return {
+            "step": None if self._step is None else dict(vars(self._step)),
+            "scores": self._scores,
+            "steps_taken": self._steps_taken,
+            "began_at": self._began_at,
+            "is_new": self._is_new,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave.
+
+        The policy of before is the caller's to hand over. That of the start draws as many actions
+        again as it has drawn, where it still acts.
+        """
+        step = state["step"]
+        if step is not None:  # copies: a checkpoint's arrays may be maps of its files
+            observation = {name: np.array(array) for name, array in step["observation"].items()}
+            self._step = VectorStep(**{**step, "observation": observation})
+        self._scores, self._began_at = np.array(state["scores"]), np.array(state["began_at"])
+        self._steps_taken, self._is_new = state["steps_taken"], state["is_new"]
+        if not self.handed_over:
+            for _ in range(self._steps_taken):
+                self._policy({}, np.zeros(0, np.bool_), self._state)
 
     def _store(self, step: VectorStep, action: Any) -> None:
         """Adds a step with the action that led to it: none, where the step is a reset."""

@@ -282,6 +282,10 @@ class TrainConfig:
     """The newest checkpoints that stay, each complete; one that is damaged is passed over."""
     save_replay: bool = True
     """Write the replay buffer into the checkpoint, so that a resumed run goes on with it."""
+    exact_resume: bool = False
+    """Bring the environments back on resume by taking all their actions again, which takes as long
+    as simulating them did; the run then equals the uninterrupted one bitwise, on the same machine,
+    where acting and learning do not overlap."""
     max_minutes: float | None = None
     """Stop training after this many minutes, evaluate and save; None trains for env_steps."""
     device: str = "auto"

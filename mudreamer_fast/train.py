@@ -26,7 +26,8 @@ def train(config: Config, run_dir: str | os.PathLike[str], resume: bool = False)
     A resumed run goes on from its checkpoint with the same weights, optimisers, generators, replay
     contents, counters and random baseline: given the same replay, its updates are bitwise those of
     the uninterrupted run. The environments are not stored: they start new episodes, with new
-    seeds. A replay that was not saved is first filled again, to `prefill_steps`, by the agent.
+    seeds, unless `config.train.exact_resume` brings them back by their actions. A replay that was
+    not saved is first filled again, to `prefill_steps`, by the agent.
 
     Args:
         config: all settings; for a resumed run, `train` and `replay` may differ from before.
@@ -43,6 +44,7 @@ def train(config: Config, run_dir: str | os.PathLike[str], resume: bool = False)
     """
     with StopSignals() as stop, Trainer(config, Path(run_dir), resume, stop) as run:
         try:
+            run.take_up()
             run.evaluator.score_random_policy()
             while not run.pace.finished:
                 run.count(run.collect())

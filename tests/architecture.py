@@ -27,7 +27,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("imagination",),
     ("actor_critic",),
     ("agent",),
-    ("learner", "run.scoring", "run.pace", "run.replay"),
+    ("learner", "run.scoring", "run.pace", "run.replay", "run.history"),
     ("run.results", "run.evaluator", "run.saving"),
     ("run.lessons",),
     ("run.trainer",),

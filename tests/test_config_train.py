@@ -29,6 +29,7 @@ from tests import (
 )
 from tests.backend import test_cuda_graph
 from tests.machine import test_device
+from tests.run import test_exact_resume
 from tests.tiny import settings
 from tests.tiny_run import start, step
 
@@ -235,6 +236,7 @@ SHOWN = {
     "train.log_every_seconds": test_lines_are_logged_as_often_as_they_are_asked_for,
     "train.checkpoint_every_seconds": test_checkpoints_come_as_often_as_they_are_asked_for,
     "train.save_replay": test_save_replay_says_whether_a_checkpoint_holds_it,
+    "train.exact_resume": test_exact_resume.test_exact_resume_is_what_brings_environments_back,
     "train.keep_checkpoints": test_keep_checkpoints_is_how_many_stay,
     "train.max_minutes": test_max_minutes_end_a_run,
     "train.device": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,9 @@ class BatchQueue:
         all_handles = [
             allocate((batch_size, length), np.uint64) if handles else None for _ in self._slots
         ]
+        self._store, self._length = store, length
+        self._last = -1  # the slot that `next` returned last; they are filled and returned in turn
+        self._filled: set[int] = set()  # slots with other contents than their windows have
         self._queue = _replay.BatchQueue(
             store, batch_size=batch_size, length=length, outputs=self._slots, handles=all_handles
         )
@@ -52,7 +56,9 @@ class BatchQueue:
         Raises:
             RuntimeError: no stream holds enough steps for a window, or the queue is closed.
         """
-        return self._batches[self._queue.next()]
+        self._filled.discard(self._last)
+        self._last = self._queue.next()
+        return self._batches[self._last]
 
     def hold_view(self, handed_over: bool = False) -> None:
         """Make `next` draw from the steps that are held now, until `release_view`.
@@ -82,12 +88,34 @@ class BatchQueue:
         """
         return self._queue.pending(with_last)
 
-    def resume(self, windows: NDArray[Any]) -> bool:
+    def lost(self, with_last: bool = False) -> dict[int, Batch]:
+        """Return copies of the pending batches with steps that are no longer held.
+
+        Their windows alone do not give them back. No step may be added meanwhile.
+
+        Args:
+            with_last: as in `pending`.
+
+        Returns:
+            Batches by their index in `pending`, for `resume`.
+        """
+        first = self._last if with_last and self._last >= 0 else self._last + 1
+        begin = self._store.steps_added - self._store.steps
+        lost = {}
+        for index, windows in enumerate(self.pending(with_last)):
+            slot = (first + index) % len(self._slots)
+            # a step is overwritten only after the batch is copied: the slot needs no waiting for
+            if slot in self._filled or (windows[:, 1] < begin).any():
+                lost[index] = {name: array.copy() for name, array in self._batches[slot].items()}
+        return lost
+
+    def resume(self, windows: NDArray[Any], lost: Mapping[int, Batch] | None = None) -> bool:
         """Take up pending batches, such as those of a checkpoint, before drawing new ones.
 
         Args:
             windows: a result of `pending`, (batches, B, 2) with at most `ahead + 1` batches, for a
                 buffer with the same contents.
+            lost: a result of `lost`, for a queue from which no batch has been drawn.
 
         Returns:
             Whether the batches are pending now; False, with nothing changed, if one of their steps
@@ -97,7 +125,21 @@ class BatchQueue:
             ValueError: `windows` has another number of dimensions, or its last is not 2.
             RuntimeError: the queue is closed.
         """
-        return self._queue.resume(np.ascontiguousarray(windows, np.uint64))
+        windows, lost = np.array(windows, np.uint64, order="C"), lost or {}
+        shape = self._slots[0]["is_first"].shape
+        if any(batch["is_first"].shape != shape for batch in lost.values()):
+            return False
+        for index in lost:  # any steps that are held, to be replaced
+            windows[index] = 0, self._store.steps_added - self._length
+        if not self._queue.resume(windows):
+            return False
+        if lost:
+            self._store.write_back(np.empty(0, np.uint64), {})  # waits until all are copied
+        for index, batch in lost.items():
+            for name, array in batch.items():
+                self._batches[index][name][...] = array
+            self._filled.add(index)
+        return True
 
     def close(self) -> None:
         """Stop the worker thread; a waiting `next` and later ones raise."""

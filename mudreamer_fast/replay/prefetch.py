@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,13 +79,17 @@ class Prefetcher:
         # On a GPU the batch that the queue returned last is on the device but still pending here.
         return self._queue.pending(with_last=self._sent is not None)
 
-    def resume(self, windows: NDArray[Any]) -> bool:
+    def lost(self) -> dict[int, Batch]:
+        """Return the pending batches with steps that are no longer held, see `BatchQueue.lost`."""
+        return self._queue.lost(with_last=self._sent is not None)
+
+    def resume(self, windows: NDArray[Any], lost: Mapping[int, Batch] | None = None) -> bool:
         """Take up pending batches, see `BatchQueue.resume`.
 
         Returns:
             Whether the batches are pending now; False if one of their steps is no longer held.
         """
-        return self._queue.resume(windows)
+        return self._queue.resume(windows, lost)
 
     def close(self) -> None:
         """Close the queue; a second call does nothing."""

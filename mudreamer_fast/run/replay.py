@@ -82,7 +82,7 @@ def open_replay(
             _tell(*stored.problems())
             opened.copy_from(stored)
             stored.close()
-        if keeper == "folder" and not len(opened):
+        if keeper == "folder" and saved["counters"]["policy_steps"] and not len(opened):
             _tell(f"{folder.replay} holds no steps: the run goes on without those of before")
     except BaseException:
         opened.close()
@@ -108,6 +108,12 @@ def _tell_of_unused(replay: ReplayBuffer, place: Path) -> None:
 def _tell(*problems: str) -> None:
     for problem in problems:
         say(f"warning: {problem}\n")
+
+
+def can_learn(config: Config, replay: ReplayBuffer) -> bool:
+    """Whether the replay holds the prefill."""
+    prefill = min(config.train.prefill_steps, replay.capacity_steps)
+    return len(replay) >= prefill and replay.can_sample(config.replay.batch_length)
 
 
 def close_replay(replay: ReplayBuffer) -> None:

@@ -16,6 +16,7 @@ from mudreamer_fast.machine.seeds import generator_states, restore_generator_sta
 from mudreamer_fast.replay import ReplayBuffer, StorageError
 from mudreamer_fast.replay.prefetch import Prefetcher
 from mudreamer_fast.run.folder import RunFolder, read_config
+from mudreamer_fast.run.history import History
 from mudreamer_fast.run.pace import Pace
 from mudreamer_fast.run.reporter import Reporter
 
@@ -31,7 +32,7 @@ def read_saved(folder: RunFolder, config: Config, resume: bool) -> tuple[Config,
 
     Raises:
         ConfigError: a new run in a folder that holds one, or a resumed one with another task,
-            model or behaviour.
+            model or behaviour, or an exact one from a checkpoint that tells no actions.
         checkpoint.CheckpointError: nothing to resume, or nothing that can be read.
     """
     taken = checkpoint.exists(folder.checkpoint) or folder.replay.exists()
@@ -48,7 +49,13 @@ def read_saved(folder: RunFolder, config: Config, resume: bool) -> tuple[Config,
         config.behaviour,
     ):
         raise ConfigError("a resumed run keeps its settings of env, model and behaviour")
-    return config, checkpoint.load(folder.checkpoint)
+    saved = checkpoint.load(folder.checkpoint)
+    if config.train.exact_resume and "history" not in saved:
+        raise ConfigError(
+            f"the checkpoint in {folder.root} holds no actions, as it was saved without "
+            "exact_resume: resume with --train.no-exact-resume"
+        )
+    return config, saved
 
 
 def with_profile(config: Config, profile: str | None) -> Config:
@@ -73,14 +80,20 @@ def check_unfinished(folder: RunFolder, pace: Pace) -> None:
 
 
 def restore(
-    saved: Mapping[str, Any], agent: Agent, replay: ReplayBuffer, batches: Prefetcher
+    saved: Mapping[str, Any],
+    agent: Agent,
+    replay: ReplayBuffer,
+    batches: Prefetcher,
+    history: History | None,
 ) -> None:
     """Bring a run's parts into the state that `Saver.save` saved."""
     agent.load_state_dict(saved["agent"])
     if "replay" in saved and not len(replay):
         replay.load_state_dict(saved["replay"])
     if "batches" in saved:
-        batches.resume(saved["batches"])
+        batches.resume(saved["batches"], saved.get("history", {}).get("batches"))
+    if history is not None:
+        history.load_state_dict(saved["history"], agent.acting)
     restore_generator_states(saved["generators"])
 
 
@@ -98,6 +111,7 @@ class Saver:
         replay: what it learns from.
         batches: those drawn ahead.
         reporter: is told what fails, and how long the run waited.
+        history: of the environments; None keeps none.
     """
 
     def __init__(
@@ -109,10 +123,11 @@ class Saver:
         replay: ReplayBuffer,
         batches: Prefetcher,
         reporter: Reporter,
+        history: History | None,
     ) -> None:
         self._folder, self._config, self._pace = folder, config, pace
         self._agent, self._replay, self._batches = agent, replay, batches
-        self._reporter = reporter
+        self._reporter, self._history = reporter, history
         self._thread = ThreadPoolExecutor(1, "saver")
         self._written: Future[None] | None = None
 
@@ -184,4 +199,6 @@ class Saver:
             state["replay"] = self._replay.state_dict(empty)
         else:
             return state
+        if self._history is not None:
+            state["history"] = self._history.state_dict(empty)
         return {**state, "batches": self._batches.pending()}

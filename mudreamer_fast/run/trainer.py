@@ -27,10 +27,11 @@ from mudreamer_fast.replay.prefetch import Prefetcher
 from mudreamer_fast.run import saving
 from mudreamer_fast.run.evaluator import Evaluator
 from mudreamer_fast.run.folder import RunFolder, write_config
+from mudreamer_fast.run.history import check_exact_resume, open_history
 from mudreamer_fast.run.lessons import Lessons
 from mudreamer_fast.run.lock import RunLock
 from mudreamer_fast.run.pace import Counters, Pace, check_that_updates_come
-from mudreamer_fast.run.replay import close_replay, open_replay
+from mudreamer_fast.run.replay import can_learn, close_replay, open_replay
 from mudreamer_fast.run.reporter import Reporter, Standing
 from mudreamer_fast.run.results import TrainResult, present
 
@@ -48,12 +49,13 @@ class Trainer:
             self._open.enter_context(RunLock(run_dir))
             config, saved = saving.read_saved(self.folder, config, resume)
             self.counters = Counters(**saved["counters"]) if resume else Counters()
-            self.counters.resumes += resume
+            self.counters.resumes += resume and not config.train.exact_resume
             self.pace = Pace(config, self.counters)
             if resume:
                 saving.check_unfinished(self.folder, self.pace)
             threads = threads_beside_acting(config.train.threads, config.train.overlap, device)
             settle_arithmetic(threads, config.train.tf32)
+            check_exact_resume(config, device)
             self.config = config
             seed_everything(self._seed(SeedUse.GLOBAL))
             self.env = make_env(config.env, config.env.num_envs, self._seed(SeedUse.COLLECT))
@@ -63,17 +65,23 @@ class Trainer:
             self.replay = open_replay(config, self.env, self.folder, seed, saved)
             self._open.callback(close_replay, self.replay)
             self.agent = Agent(config, self.env.observation_spec, self.env.action_spec, device)
-            self.batches = self._make_batches(device)
+            sizes = config.replay.batch_size, config.replay.batch_length
+            self.batches = Prefetcher(self.replay, *sizes, config.replay.batches_ahead, device)
             self._open.callback(self.batches.close)
+            self.collector = self._make_collector()
+            self._history = open_history(config, self.env, self.collector, self.batches)
             if resume:
-                saving.restore(saved, self.agent, self.replay, self.batches)
+                saving.restore(saved, self.agent, self.replay, self.batches, self._history)
             self.learner = self._make_learner(device)  # copies the weights that are there now
             self._open.callback(self.learner.close)
+            learning = self.agent.updates or can_learn(config, self.replay)
+            if learning and not self.collector.handed_over:
+                self._hand_over()
             write_config(config, self.folder.config)
             resumed_at = self.pace.env_steps if resume else None
             self.reporter = Reporter(config, run_dir, resumed_at, self.agent.policy_entropy)
             self._open.callback(self.reporter.close)
-            parts = self.agent, self.replay, self.batches, self.reporter
+            parts = self.agent, self.replay, self.batches, self.reporter, self._history
             self._saver = saving.Saver(self.folder, config, self.pace, *parts)
             self._open.callback(self._saver.close)
             self._lessons = Lessons(self.learner, self.pace, self._saver, self.reporter)
@@ -84,13 +92,6 @@ class Trainer:
         except BaseException:
             self._open.close()
             raise
-        at_random = random_policy(
-            self.env.action_spec, self.env.num_envs, self._seed(SeedUse.PREFILL)
-        )
-        self.collector = Collector(self.env, self.replay, at_random)
-        self._agent_acts = False
-        if self.agent.updates or self._can_learn():
-            self._hand_over()
         self._introduce()
 
     def __enter__(self) -> Trainer:
@@ -101,16 +102,13 @@ class Trainer:
 
     # Its parts
 
-    def _make_batches(self, device: torch.device) -> Prefetcher:
-        replay = self.config.replay
-        sizes = replay.batch_size, replay.batch_length
-        return Prefetcher(self.replay, *sizes, replay.batches_ahead, device)
-
     def _make_learner(self, device: torch.device) -> Learner:
-        in_background = overlaps(self.config.train.overlap, device)
-        return Learner(
-            self.agent, self.batches, in_background, lambda: self.stop.received is not None
-        )
+        in_background, stop = overlaps(self.config.train.overlap, device), self.stop
+        return Learner(self.agent, self.batches, in_background, lambda: stop.received is not None)
+
+    def _make_collector(self) -> Collector:
+        action, seed = self.env.action_spec, self._seed(SeedUse.PREFILL)
+        return Collector(self.env, self.replay, random_policy(action, self.env.num_envs, seed))
 
     def _seed(self, use: SeedUse) -> int:
         return derived_seed(self.config.train.seed, use, self.counters.resumes)
@@ -131,19 +129,21 @@ class Trainer:
         for problem in (*self.replay.problems(), *self.env.take_notices()):
             self.reporter.message(f"warning: {problem}")
 
-    def _can_learn(self) -> bool:
-        """Whether the replay holds the prefill."""
-        prefill = min(self.config.train.prefill_steps, self.replay.capacity_steps)
-        length = self.config.replay.batch_length
-        return len(self.replay) >= prefill and self.replay.can_sample(length)
-
     def _hand_over(self) -> None:
         """Have the agent act from now on."""
-        self._agent_acts = True
         state = self.learner.acting.initial_state(self.env.num_envs, self._seed(SeedUse.ACT))
         self.collector.hand_over(self.learner.acting.act, state)
 
     # The steps of the loop
+
+    def take_up(self) -> None:
+        """Bring the environments of an exact resume back; do what a stop has left undone."""
+        if self._history is not None:
+            self._history.bring_back(self.reporter.message, self.stop.raise_if_received)
+            self.learn(self.agent.update)
+            if self.pace.evaluation_due():
+                self.evaluate()
+            self.stop.raise_if_received()
 
     def collect(self) -> list[Episode]:
         """Take one step in every environment."""
@@ -160,9 +160,9 @@ class Trainer:
             self.reporter.episode(
                 episode.score, episode.length_steps, self.pace.env_steps, self.pace.seconds
             )
-        learning = self._can_learn()
+        learning = can_learn(self.config, self.replay)
         self.pace.count_step(self.env.num_envs, learning)
-        if learning and not self._agent_acts:
+        if learning and not self.collector.handed_over:
             self._hand_over()
 
     def learn(self, update: Update) -> None:

@@ -99,6 +99,32 @@ def test_pending_batches_are_not_resumed_where_a_step_is_no_longer_held(replay, 
     steps.check(fresh.next(), 30, 60)
 
 
+@pytest.mark.parametrize("with_last", [True, False])
+@pytest.mark.parametrize(("calls", "added"), [(1, 4), (2, 11), (5, 4)])
+def test_pending_batches_are_resumed_whose_steps_are_no_longer_held(steps, calls, added, with_last):
+    replay = ReplayBuffer(steps.fields, 3 * 20, 3, seed=4)
+    steps.fill(replay, 0, 33)
+    queue = replay.batches(4, 5, ahead=2)
+    for _ in range(calls):
+        last = queue.next()
+    again = [{name: array.copy() for name, array in last.items()}] if with_last else []
+    assert queue.lost(with_last) == {}
+    steps.fill(replay, 33, 33 + added)
+    loaded, other = replay, queue
+    for kept in (with_last, False):  # a second time before any of them is used
+        state, pending, lost = loaded.state_dict(), other.pending(kept), other.lost(kept)
+        assert lost
+        loaded = ReplayBuffer(steps.fields, 3 * 20, 3, seed=9)
+        loaded.load_state_dict(state)
+        other = loaded.batches(4, 5, ahead=2)
+        assert not loaded.batches(4, 4, ahead=2).resume(pending, lost)
+        assert other.resume(pending, lost)
+    for _ in range(5):
+        expected, drawn = again.pop() if again else queue.next(), other.next()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(drawn[name], array, err_msg=name)
+
+
 @pytest.mark.parametrize("shape", [(4, 2), (2, 4, 3), (1, 3, 2), (4, 4, 2)])
 def test_windows_of_another_shape_are_refused(replay, shape):
     queue = replay.batches(4, 5, ahead=2)
@@ -137,6 +163,7 @@ def test_a_queue_that_is_forgotten_leaves_no_thread_and_no_claim(replay, steps):
     def threads():
         return len(os.listdir("/proc/self/task"))
 
+    gc.collect()  # queues of other tests, held by what pytest.raises has caught
     before = threads()
     for _ in range(5):
         replay.batches(4, 5, ahead=3).next()

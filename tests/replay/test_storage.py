@@ -226,7 +226,7 @@ def test_a_manifest_that_cannot_be_read_is_one_clear_error(steps, tmp_path):
     (tmp_path / "manifest.json").mkdir()
     with pytest.raises(StorageError) as caught:
         ReplayBuffer(steps.fields, 300, 3, 0, folder=tmp_path)
-    assert str(caught.value) == f"cannot read {tmp_path}: Is a directory"
+    assert str(caught.value) == f"{tmp_path / 'manifest.json'} is no regular file"
 
 
 @contextlib.contextmanager
