@@ -467,6 +467,7 @@ def test_resume_without_the_replay_fills_it_by_the_agent(tmp_path: Path) -> None
     with start(config, tmp_path) as run:
         step(run, 20)
         updates = run.agent.updates
+        run.counters.update_credit = 2.5  # as where a stop came between updates that were owed
         run.save()
     assert not {"replay", "batches"} & checkpoint.load(tmp_path / "checkpoint").keys()
     with start(config, tmp_path, resume=True) as resumed:

@@ -166,10 +166,13 @@ class Trainer:
             self._hand_over()
 
     def learn(self, update: Update) -> None:
-        """Have `update` called as often as the steps taken so far have earned."""
-        if self.counters.update_credit < 1 or self.stop.received is not None:
-            return
-        self._lessons.start(update)
+        """Have `update` called as often as the steps taken so far have earned.
+
+        What a run that left its replay behind still owes it does once that is filled again.
+        """
+        due = self.counters.update_credit >= 1 and can_learn(self.config, self.replay)
+        if due and self.stop.received is None:
+            self._lessons.start(update)
 
     def report(self) -> None:
         """Progress to the screen, averages to the log, each when it is time."""
