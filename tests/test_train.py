@@ -283,6 +283,7 @@ def test_a_damaged_replay_is_told_and_the_run_goes_on(
 
 def test_a_folder_with_a_replay_is_no_place_for_a_new_run(tmp_path: Path) -> None:
     (tmp_path / "replay").mkdir()
+    (tmp_path / "replay" / "segment-00000001.bin").touch()
     with pytest.raises(ConfigError, match="holds a run"):
         train(tiny_run.config(), tmp_path)
 
@@ -628,6 +629,21 @@ def test_resume_of_a_run_without_checkpoint_is_refused_and_a_new_start_is_not(
     with pytest.raises(checkpoint.CheckpointError, match="no checkpoint in"):
         train(config, tmp_path, resume=True)
     start(config, tmp_path).__exit__()
+
+
+def test_a_run_killed_before_its_first_checkpoint_can_be_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_run.config(replay={"storage": "disk"})
+    with monkeypatch.context() as patch:
+        patch.setattr(saving.Saver, "save", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            start(config, tmp_path)
+    assert (tmp_path / "config.json").exists()
+    assert (tmp_path / "replay").exists()
+    start(config, tmp_path).__exit__()
+    with pytest.raises(ConfigError, match="holds a run"):
+        start(config, tmp_path)
 
 
 def test_a_run_killed_before_its_first_step_can_be_resumed(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ def read_saved(folder: RunFolder, config: Config, resume: bool) -> tuple[Config,
             model or behaviour, or an exact one from a checkpoint that tells no actions.
         checkpoint.CheckpointError: nothing to resume, or nothing that can be read.
     """
-    taken = checkpoint.exists(folder.checkpoint) or folder.replay.exists()
-    if not resume and (taken or folder.result.exists()):
+    kept = folder.checkpoint.glob("data-*"), folder.replay.glob("segment-*")
+    if not resume and (any(map(any, kept)) or folder.result.exists()):
         raise ConfigError(f"{folder.root} holds a run: resume it, or name another folder")
     if not resume:
         return config, {}
