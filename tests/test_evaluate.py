@@ -7,7 +7,7 @@ import pytest
 
 from mudreamer_fast.collect import random_policy
 from mudreamer_fast.config import EnvConfig
-from mudreamer_fast.envs import make_env
+from mudreamer_fast.envs import VectorStep, make_env
 from mudreamer_fast.evaluate import VIDEO_SIZE, evaluate
 from tests.tiny_env import TinyEnv
 
@@ -128,3 +128,23 @@ def test_evaluate_gives_a_simulators_policy_the_same_scores_again() -> None:
     assert lengths == [500, 500]
     assert all(100 < score < 900 for score in scores)
     assert play()[0] == scores
+
+
+class DroppingEnv(TinyEnv):
+    """Its first episode is dropped after two steps, as where a simulator is replaced."""
+
+    steps = 0
+
+    def step(self, action: np.ndarray) -> VectorStep:
+        self.steps += 1
+        if self.steps == 3:
+            self._is_last[:] = True  # the next step is a first one
+        return super().step(action)
+
+
+def test_evaluate_counts_nothing_of_an_episode_that_was_dropped() -> None:
+    env = DroppingEnv(1, "both", discrete=True, episode_length=4)
+    found = evaluate(env, pointer, 0, 2, film=True)
+    assert found.lengths_steps == [4, 4]
+    assert len(found.frames) == len(found.seen) == 5
+    assert all(score <= 4 for score in found.scores)

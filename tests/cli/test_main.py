@@ -158,6 +158,8 @@ ERRORS = {
     "train quick --replay.capacity-steps 2000 --env.num-envs 200": "keeps 10 steps, and batch_len",
     "train quick --train.prefill-steps 60000": "the rest earn 0 updates",
     "train quick --resume-or-start a --run-dir b": "each name the run folder: give one",
+    "evaluate /no/such/run --video walk.avi": "must end in .mp4 or .gif, got 'walk.avi'",
+    "evaluate /no/such/run --video nowhere/walk.MP4": "no folder nowhere to write the video",
     "evaluate": "PATH",
     "plot": "plot needs at least one run folder",
     "plot /no/such/run": "/no/such/run is not a run folder",

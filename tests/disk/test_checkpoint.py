@@ -488,11 +488,12 @@ def test_key_that_is_no_file_name_is_refused(tmp_path: Path) -> None:
         save({"../x": 1}, tmp_path)
 
 
+@pytest.mark.parametrize("times", [1, 2])
 def test_load_takes_the_newer_checkpoint_when_it_comes_in_between(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     save(state(1), tmp_path)
-    verify, pending = checkpoint._verify, [state(2)]
+    verify, pending = checkpoint._verify, [state(2)] * times
 
     def interrupted(*args: Any) -> None:
         if pending:
@@ -501,3 +502,34 @@ def test_load_takes_the_newer_checkpoint_when_it_comes_in_between(
 
     monkeypatch.setattr(checkpoint, "_verify", interrupted)
     assert_same(load(tmp_path), state(2))
+
+
+def test_a_staged_checkpoint_is_committed_once_and_keeps_what_it_was_given(tmp_path: Path) -> None:
+    weights, steps = torch.ones(2), np.arange(3)
+    staged = checkpoint.StagedCheckpoint({"agent": weights, "replay": steps}, tmp_path)
+    weights.zero_()
+    steps[:] = 0
+    assert not checkpoint.exists(tmp_path)
+    staged.commit()
+    assert load(tmp_path)["agent"].tolist() == [1.0, 1.0]
+    assert load(tmp_path)["replay"].tolist() == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="has been committed"):
+        staged.commit()
+
+
+def test_a_state_that_names_a_file_elsewhere_is_refused(tmp_path: Path) -> None:
+    save({"replay": {"__npy_file__": "../../secret.0.npy"}}, tmp_path)
+    with pytest.raises(CheckpointError, match=r"names '\.\./\.\./secret"):
+        load(tmp_path)
+
+
+def test_a_manifest_that_cannot_be_read_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    save(state(), tmp_path)
+    monkeypatch.setattr(checkpoint, "read_manifest", fail)
+    with pytest.raises(CheckpointError, match=r"manifest\.json: Input/output error"):
+        load(tmp_path)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mudreamer_fast.replay import ReplayBuffer, StorageError
+from mudreamer_fast.replay import ReplayBuffer, StorageError, storage
 from tests.patience import PATIENCE_SECONDS
 
 SEGMENT = 16
@@ -413,3 +413,23 @@ def test_after_two_hundred_kills_everything_flushed_is_there_byte_by_byte(
     process.stdin.close()
     assert process.wait(PATIENCE_SECONDS) == 0
     assert partial >= 100  # every second kill comes in the middle of a file
+
+
+def test_a_folder_that_fails_while_it_is_read_is_let_go_of(
+    steps, open_replay, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    open_replay().close()
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "read_manifest", fail)
+        with pytest.raises(StorageError, match=r"cannot read .*: Input/output error"):
+            open_replay()
+    open_replay().close()
+
+
+def test_a_buffer_copies_none_of_other_streams(steps):
+    one, other = (ReplayBuffer(steps.fields, 300, streams, 0) for streams in (3, 4))
+    with pytest.raises(ValueError, match="same fields and streams"):
+        one.copy_from(other)

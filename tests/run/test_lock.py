@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -83,3 +85,38 @@ def test_a_lock_removed_while_it_is_waited_for_is_taken_anew(
         assert len(opened) == 2
         with pytest.raises(ConfigError, match="in use"):
             RunLock(folder)
+
+
+def test_a_folder_that_is_removed_meanwhile_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real, calls = tmp_path / "run", os.open, []
+
+    def remove_first(path: Path, *arguments: int) -> int:
+        calls.append(path)
+        if len(calls) == 1:
+            folder.rmdir()
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", remove_first)
+    with RunLock(folder) as lock:
+        assert len(calls) == 2
+        lock.close()
+        lock.close()
+
+
+def test_a_file_system_without_locks_is_no_hindrance_and_another_error_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(number: int) -> None:
+        def flock(*_: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+
+    refuse(errno.ENOLCK)
+    with RunLock(tmp_path):
+        pass
+    refuse(errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"):
+        RunLock(tmp_path)
