@@ -893,3 +893,16 @@ def test_a_run_keeps_the_render_profile_that_it_settled_for(
     other = dataclasses.replace(config.env, render_profile="reference")
     with pytest.raises(ConfigError, match="keeps its settings of env"):
         start(dataclasses.replace(config, env=other), tmp_path, resume=True)
+
+
+def test_what_became_of_a_simulator_is_told_in_training_and_in_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notices = ["environment 0 was restarted", "environment 1 was restarted"]
+    monkeypatch.setattr(
+        tiny_run.TinyEnv, "take_notices", lambda _: [notices.pop()] if notices else []
+    )
+    config = tiny_run.config()
+    scoring.score(config.env, scoring.uniform_policy(0), 1, 0)
+    start(config, tmp_path).__exit__()
+    assert capsys.readouterr().err.count("warning: environment") == 2

@@ -119,9 +119,6 @@ class DmcEnv:
                 return self._workers[index].receive()
             except WorkerCrash as crash:
                 self._replace(index, str(crash))
-            except ConfigError:
-                self.close()
-                raise
             # a new worker answers a step with a first one
             self._workers[index].send(*command)
 

@@ -160,6 +160,20 @@ def test_a_worker_that_does_not_end_is_killed(env: DmcEnv, monkeypatch: pytest.M
     assert env._workers[0].process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
 
 
+def test_a_worker_that_not_even_force_ends_is_left_behind(
+    env: DmcEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = env._workers[0].process
+
+    def never(seconds: float) -> int:
+        raise subprocess.TimeoutExpired(process.args, seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "wait", never)
+        assert env._workers[0].end(grace_seconds=0) is None
+    assert process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("place", [0, 3])
 def test_a_worker_fails_over_an_observation_that_is_not_finite(place: int) -> None:
     worker = _Worker(CONFIG, 0, 0, 1, -1)
