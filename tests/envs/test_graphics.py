@@ -254,3 +254,18 @@ def test_video_profile_needs_no_renderer(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(graphics, "renderer_name", lambda: pytest.fail("asked for"))
     assert graphics.video_profile("auto") == "light"
     assert graphics.video_profile("reference") == "reference"
+
+
+def test_the_device_that_the_user_names_is_the_only_one_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def query(most: int, handles: Any, count: Any) -> int:
+        handles[0], handles[1], count._obj.value = 11, 22, 2
+        return 1
+
+    egl = graphics._Egl.__new__(graphics._Egl)
+    egl._query_devices = query
+    monkeypatch.delenv(graphics.DEVICE_VARIABLE, raising=False)
+    assert [device.value for device in egl.devices().values()] == [11, 22]
+    monkeypatch.setenv(graphics.DEVICE_VARIABLE, "1")
+    assert {number: device.value for number, device in egl.devices().items()} == {1: 22}
