@@ -141,9 +141,12 @@ class Collector:
             is_first = np.ones_like(self._step.is_first) if self._is_new else self._step.is_first
             self._is_new = False
             action, self._state = self._policy(self._step.observation, is_first, self._state)
-            if not np.isfinite(action).all():
-                raise PolicyNotFiniteError("the policy's actions are not finite")
-            self._step = self._env.step(action)
+            try:
+                self._step = self._env.step(action)
+            except ValueError as error:  # environments look at every action before they step
+                if np.isfinite(action).all():
+                    raise
+                raise PolicyNotFiniteError("the policy's actions are not finite") from error
             if self.on_step is not None:
                 self.on_step(action)
             self._store(self._step, action)
