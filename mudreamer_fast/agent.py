@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from mudreamer_fast.acting import Acting, PolicyState
 from mudreamer_fast.actor_critic import ActorCritic
 from mudreamer_fast.backend.cuda_graph import Graphed, Tensors, capture_maker
-from mudreamer_fast.backend.load import load_ops, resolve_backend
+from mudreamer_fast.backend.load import load_ops, resolve_backend, run_sizes
 from mudreamer_fast.config import ActionChoice, BehaviourConfig, Config, ModelConfig
 from mudreamer_fast.envs.vector_env import ActionSpec, ArraySpec
 from mudreamer_fast.imagination import imagine
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
+from mudreamer_fast.networks.encoder import embed_size
 from mudreamer_fast.ops.distributions import entropy_range
 from mudreamer_fast.optim import ClippedAdam, move_average
 from mudreamer_fast.world_model import WorldModel
@@ -42,12 +43,14 @@ class Agent:
         self.config = config
         self.device = device
         self.action_spec = action_spec
-        self.backend = resolve_backend(config.train.backend, device)
-        new_capture = capture_maker(config.train.cuda_graph, self.backend, device)
-        self.graphed = new_capture is not None
-        ops = load_ops(self.backend)
         shapes = {name: spec.shape for name, spec in observation_spec.items()}
         size, continuous = action_spec.size, action_spec.continuous
+        sizes = run_sizes(config, embed_size(config.model, shapes), size, continuous)
+        self.operations = resolve_backend(config.train.backend, device, sizes)
+        self.backend = self.operations.name
+        new_capture = capture_maker(config.train.cuda_graph, self.backend, device)
+        self.graphed = new_capture is not None
+        ops = load_ops(self.backend, dict(self.operations.replaced))
         self.observations = tuple(shapes)
         self.batch_shapes = {
             **shapes,

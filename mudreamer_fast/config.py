@@ -293,8 +293,7 @@ class TrainConfig:
     backend: BackendName = "auto"
     """Implementation of the model's operations: plain PyTorch, that under torch.compile, Triton
     kernels (CUDA only), or these with a whole sequence filtered in one launch; auto is fused on a
-    GPU, where it first shows at small sizes that it agrees with the reference, and reference
-    elsewhere."""
+    GPU, less the operations that do not agree with the reference there, and reference elsewhere."""
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     """Record a whole update, and a whole step of acting, as one CUDA graph each, and launch that
     instead of a thousand kernels; auto does with the fused operations on a GPU."""

@@ -1,15 +1,21 @@
-"""Whether fused operations agree with the reference on a device: all of them, at small sizes."""
+"""Whether fused operations agree with the reference on a device.
+
+They are compared at small, odd sizes, and at those of a run.
+"""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mudreamer_fast.ops.signatures import (
@@ -29,9 +35,59 @@ units in the last place of numbers of order one."""
 SEED = 9
 """Draws all inputs. No latent or action that they lead to lies so close to another class that
 rounding could decide."""
-ROWS, STEPS, EMBED, ACTIONS, BINS = 3, 3, 7, 2, 21
-DETER, HIDDEN, GROUPS, CLASSES = 9, 12, 3, 5
 UNIMIX, EPS, DISCOUNT, LAMBDA = 0.01, 1e-3, 0.99, 0.95
+TF32_OUTPUT_LIMIT, TF32_GRADIENT_LIMIT = 1.5e-3, 3e-3
+"""The same limits where products are taken in TF32."""
+OWN_ERRORS, MOST_LIMITS = 3.0, 10.0
+"""At a run's sizes sums are longer: an operation may be off by this many times the error of the
+reference in the same precision, but never by more than this many limits."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the operations are given."""
+
+    rows: int
+    """B, sequences."""
+    steps: int
+    """T, steps in each."""
+    envs: int
+    """Environments that act side by side, a step at a time."""
+    starts: int
+    """N, imagined rollouts."""
+    horizon: int
+    """H, their steps."""
+    embed: int
+    """E."""
+    actions: int
+    """A."""
+    bins: int
+    """Of a two-hot distribution."""
+    deter: int
+    """D."""
+    hidden: int
+    """U."""
+    layers: int
+    """Hidden layers of an MLP."""
+    groups: int
+    """G."""
+    classes: int
+    """C."""
+    tf32: bool = False
+    """Whether a GPU multiplies in TF32."""
+    continuous: bool | None = None
+    """Kind of the actions; None for one after the other."""
+    dynamics: bool | None = None
+    """Whether the actor's gradient goes through the dynamics; None likewise."""
+    batch_norm: bool | None = None
+    """Whether the posterior has batch norm; None likewise."""
+
+
+SMALL = Sizes(
+    rows=3, steps=3, envs=3, starts=3, horizon=3, embed=7, actions=2, bins=21, deter=9, hidden=12,
+    layers=2, groups=3, classes=5,
+)  # fmt: skip
+"""Sizes at which every way of every operation is checked."""
 
 
 @dataclass(frozen=True)
@@ -74,100 +130,224 @@ class Case:
         self.arguments = arguments
 
 
-def check_ops(fused: ModuleType, reference: ModuleType, device: torch.device) -> list[Agreement]:
-    """Run every operation of two modules on the same numbers, forward and backward.
+def check_ops(
+    fused: ModuleType,
+    reference: ModuleType,
+    device: torch.device,
+    ops: Sequence[str] | None = None,
+    sizes: Sizes = SMALL,
+) -> list[Agreement]:
+    """Run operations of two modules on the same numbers, forward and backward.
 
     Args:
         fused: computes in float32.
-        reference: computes in float64, on the same device.
+        reference: computes in float64, on the same device. `<op>_persistent` is compared with
+            its `<op>`.
         device: where.
+        ops: names in `fused`; None for all of the reference's.
+        sizes: of what they are given.
     """
-    with _full_precision(), torch.enable_grad():
-        return [_compare(case, fused, reference, device) for case in cases()]
+    by_op = _cases_by_op(sizes)
+    with _precision("high" if sizes.tf32 else "highest"), torch.enable_grad():
+        return [
+            _compare(case, op, fused, reference, device, sizes)
+            for op in (by_op if ops is None else ops)
+            for case in by_op[op.removesuffix("_persistent")]
+        ]
 
 
-def cases() -> Iterator[Case]:
+@functools.lru_cache(2)  # those of a run are large, and asked for by operation
+def _cases_by_op(sizes: Sizes) -> dict[str, list[Case]]:
+    by_op: dict[str, list[Case]] = {}
+    for case in cases(sizes):
+        by_op.setdefault(case.op, []).append(case)
+    return by_op
+
+
+def cases(sizes: Sizes = SMALL) -> Iterator[Case]:
     """What is run, the same numbers each time."""
-    draw = _Draw(SEED)
-    model = _rssm_weights(draw)
-    yield from _layers(draw, model)
-    yield from _distributions(draw)
-    yield from _rollouts(draw, model)
+    draw = _Draw(SEED, sizes)
+    model = _rssm_weights(draw, sizes)
+    yield from _layers(draw, model, sizes)
+    yield from _distributions(draw, sizes)
+    yield from _rollouts(draw, model, sizes)
 
 
-def _layers(draw: _Draw, model: RssmWeights) -> Iterator[Case]:
-    x, inputs = draw.normal(ROWS, HIDDEN), draw.normal(ROWS, EMBED)
-    layer, head = draw.norm_linear(HIDDEN, EMBED), draw.mlp(EMBED, ACTIONS)
+def _layers(draw: _Draw, model: RssmWeights, sizes: Sizes) -> Iterator[Case]:
+    x, inputs = draw.normal(sizes.rows, sizes.hidden), draw.normal(sizes.rows, sizes.embed)
+    layer, head = draw.norm_linear(sizes.hidden, sizes.embed), draw.mlp(sizes.embed, sizes.actions)
     yield Case("linear_norm_act", x=inputs, layer=layer, eps=EPS)
     yield Case("mlp", x=inputs, weights=head, eps=EPS)
-    yield Case("layernorm_gru", u=x, h=draw.normal(ROWS, DETER), layer=model.gru, eps=EPS)
+    yield Case(
+        "layernorm_gru", u=x, h=draw.normal(sizes.rows, sizes.deter), layer=model.gru, eps=EPS
+    )
     for how, state in draw.batch_norms().items():
         layer = model.posterior_hidden
         yield Case(f"batchnorm_posterior, {how}", x=x, layer=layer, state=state, eps=EPS)
 
 
-def _distributions(draw: _Draw) -> Iterator[Case]:
-    logits, other = (draw.normal(ROWS, GROUPS, CLASSES) for _ in range(2))
-    uniforms = draw.uniform(ROWS, GROUPS)
+def _distributions(draw: _Draw, sizes: Sizes) -> Iterator[Case]:
+    rows, steps = sizes.rows, sizes.steps
+    logits, other = (draw.normal(rows, sizes.groups, sizes.classes) for _ in range(2))
+    uniforms = draw.uniform(rows, sizes.groups)
     yield Case("categorical_sample", logits=logits, uniforms=uniforms, unimix=UNIMIX)
     yield Case("categorical_entropy", logits=logits, unimix=UNIMIX)
     yield Case("categorical_kl", posterior=logits, prior=other, unimix=UNIMIX)
-    bins, target = draw.normal(ROWS, STEPS, BINS), draw.normal(ROWS, STEPS, grad=False)
+    bins, target = draw.normal(rows, steps, sizes.bins), draw.normal(rows, steps, grad=False)
     yield Case("two_hot_loss", logits=bins, target=target)
     yield Case("two_hot_mean", logits=bins)
-    reward, cont, value = (draw.normal(ROWS, STEPS) for _ in range(3))
+    reward, cont, value = (draw.normal(rows, steps) for _ in range(3))
     along = {"reward": reward, "cont": cont, "value": value, "discount": DISCOUNT, "lam": LAMBDA}
     yield Case("lambda_return", **along)
-    yield Case("lambda_return, with resets", **along, is_first=_resets())
+    yield Case("lambda_return, with resets", **along, is_first=_resets(rows, steps))
 
 
-def _rollouts(draw: _Draw, model: RssmWeights) -> Iterator[Case]:
-    yield Case("rssm_initial", weights=model, groups=GROUPS, eps=EPS)
+def _rollouts(draw: _Draw, model: RssmWeights, sizes: Sizes) -> Iterator[Case]:
+    yield Case("rssm_initial", weights=model, groups=sizes.groups, eps=EPS)
     fixed = {"weights": model, "unimix": UNIMIX, "eps": EPS}
-    state = draw.normal(ROWS, DETER), draw.one_hot(ROWS, GROUPS, CLASSES)
-    for how, norm in (draw.batch_norms() | {"layer norm": None}).items():
+    state = draw.state(sizes.rows)
+    norms: dict[str, BatchNormState | None] = {}
+    if sizes.batch_norm is not False:
+        norms |= draw.batch_norms()
+    if not sizes.batch_norm:
+        norms |= {"layer norm": None}
+    for how, norm in norms.items():
         yield Case(
             f"rssm_observe, {how}",
-            embed=draw.normal(ROWS, STEPS, EMBED),
-            action=draw.normal(ROWS, STEPS, ACTIONS, grad=False),
-            is_first=_resets(),
-            uniforms=draw.uniform(ROWS, STEPS, GROUPS),
+            embed=draw.normal(sizes.rows, sizes.steps, sizes.embed),
+            action=draw.normal(sizes.rows, sizes.steps, sizes.actions, grad=False),
+            is_first=_resets(sizes.rows, sizes.steps),
+            uniforms=draw.uniform(sizes.rows, sizes.steps, sizes.groups),
             state=state,
             batch_norm=norm,
             **fixed,
         )
-    features = DETER + GROUPS * CLASSES
+    features = sizes.deter + sizes.groups * sizes.classes
+    start = state if sizes.starts == sizes.rows else draw.state(sizes.starts)
     for kind in ("continuous", "discrete"):
         normal = kind == "continuous"
+        if sizes.continuous not in (None, normal):
+            continue
         for gradient in ("dynamics", "reinforce"):
+            if sizes.dynamics not in (None, gradient == "dynamics"):
+                continue
+            noise = sizes.starts, sizes.horizon
             yield Case(
                 f"rssm_imagine, {kind}, {gradient}",
-                deter=state[0],
-                stoch=state[1],
-                actor=draw.mlp(features, 2 * ACTIONS if normal else ACTIONS),
-                uniforms=draw.uniform(ROWS, STEPS, GROUPS),
-                action_noise=draw.normal(ROWS, STEPS, ACTIONS, grad=False)
+                deter=start[0],
+                stoch=start[1],
+                actor=draw.mlp(features, 2 * sizes.actions if normal else sizes.actions),
+                uniforms=draw.uniform(*noise, sizes.groups),
+                action_noise=draw.normal(*noise, sizes.actions, grad=False)
                 if normal
-                else draw.uniform(ROWS, STEPS, 1),
+                else draw.uniform(*noise, 1),
                 continuous=normal,
                 through_dynamics=gradient == "dynamics",
                 **fixed,
             )
+    if sizes is SMALL:
+        return
+    # What a run does with other rows than a batch has.
+    states = sizes.starts, sizes.horizon
+    bins = draw.normal(*states, sizes.bins)
+    x, head = draw.normal(*states, features), draw.mlp(features, sizes.bins)
+    yield Case("mlp, imagined", x=x, weights=head, eps=EPS)
+    yield Case("two_hot_loss, imagined", logits=bins, target=draw.normal(*states, grad=False))
+    yield Case("two_hot_mean, imagined", logits=bins)
+    reward, cont, value = (draw.normal(*states) for _ in range(3))
+    along = {"reward": reward, "cont": cont, "value": value, "discount": DISCOUNT, "lam": LAMBDA}
+    yield Case("lambda_return, imagined", **along)
+    acting = [norm for norm in norms.values() if norm is None or not norm.use_batch]
+    yield Case(
+        "rssm_observe, acting",
+        embed=draw.normal(sizes.envs, 1, sizes.embed),
+        action=draw.normal(sizes.envs, 1, sizes.actions, grad=False),
+        is_first=_resets(sizes.envs, 1),
+        uniforms=draw.uniform(sizes.envs, 1, sizes.groups),
+        state=draw.state(sizes.envs),
+        batch_norm=acting[0],
+        **fixed,
+    )
 
 
-def _resets() -> Tensor:
-    is_first = torch.zeros(ROWS, STEPS, dtype=torch.bool)
-    is_first[0, 0] = is_first[1, 2] = True
+def _resets(rows: int, steps: int) -> Tensor:
+    is_first = torch.zeros(rows, steps, dtype=torch.bool)
+    is_first[0, 0] = is_first[rows // 2, steps - 1] = True
     return is_first
 
 
+def with_clear_draws(case: Case, reference: ModuleType, device: torch.device) -> Case:
+    """The case with uniforms that lie far from where another class begins.
+
+    Of the many draws of a long rollout some would else lie so close that rounding decides, and all
+    that follows would be another rollout. Each uniform is moved to the middle of its class's share,
+    and where that share is below average to the middle of the largest one.
+    """
+    arguments = _given(case.arguments, torch.float64, device, {})
+    with torch.no_grad():
+        if case.op == "categorical_sample":
+            found = {"uniforms": _clear(arguments["logits"], arguments["uniforms"])}
+        elif case.op == "rssm_observe":
+            found = _clear_observe(arguments, reference)
+        elif case.op == "rssm_imagine":
+            found = _clear_imagine(arguments, reference)
+        else:
+            return case
+    changed = {name: tensor.float().cpu() for name, tensor in found.items()}
+    return Case(case.name, **(case.arguments | changed))
+
+
+def _clear(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Uniforms (...) moved to the middle of shares of the classes with `logits` (..., C)."""
+    probs = (1.0 - UNIMIX) * logits.softmax(-1) + UNIMIX / logits.shape[-1]
+    ends = probs.cumsum(-1)
+    index = (ends <= uniforms[..., None]).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+    small = probs.gather(-1, index) < 1.0 / logits.shape[-1]
+    index = torch.where(small, probs.argmax(-1, keepdim=True), index)
+    return (ends.gather(-1, index) - probs.gather(-1, index) / 2)[..., 0]
+
+
+def _clear_observe(arguments: dict[str, Any], reference: ModuleType) -> dict[str, Tensor]:
+    along = ("embed", "action", "is_first", "uniforms")
+    state, clear = arguments["state"], []
+    for t in range(arguments["uniforms"].shape[1]):
+        step = arguments | {name: arguments[name][:, t : t + 1] for name in along}
+        seen = reference.rssm_observe(**(step | {"state": state}))
+        clear.append(_clear(seen.posterior, step["uniforms"]))
+        seen = reference.rssm_observe(**(step | {"state": state, "uniforms": clear[-1]}))
+        state = seen.deter[:, 0], seen.stoch[:, 0]
+    return {"uniforms": torch.cat(clear, 1)}
+
+
+def _clear_imagine(arguments: dict[str, Any], reference: ModuleType) -> dict[str, Tensor]:
+    weights, groups = arguments["weights"], arguments["stoch"].shape[1:]
+    deter, stoch = arguments["deter"], arguments["stoch"]
+    clear: dict[str, list[Tensor]] = {"uniforms": [], "action_noise": []}
+    for t in range(arguments["uniforms"].shape[1]):
+        step = arguments | {name: arguments[name][:, t : t + 1] for name in clear}
+        step |= {"deter": deter, "stoch": stoch}
+        if not arguments["continuous"]:
+            policy = reference.rssm_imagine(**step).policy
+            step["action_noise"] = _clear(policy, step["action_noise"][..., 0])[..., None]
+        reached = reference.rssm_imagine(**step).deter[:, 1:]
+        hidden = reference.linear_norm_act(reached, weights.prior_hidden, arguments["eps"])
+        logits = F.linear(hidden, *weights.prior_out)
+        logits = logits.view(*logits.shape[:-1], *groups)
+        step["uniforms"] = _clear(logits, step["uniforms"])
+        ended = reference.rssm_imagine(**step)
+        deter, stoch = ended.deter[:, 1], ended.stoch[:, 1]
+        for name, parts in clear.items():
+            parts.append(step[name])
+    return {name: torch.cat(parts, 1) for name, parts in clear.items()}
+
+
 def evaluate(
-    ops: ModuleType, case: Case, dtype: torch.dtype, device: torch.device
+    ops: ModuleType, case: Case, dtype: torch.dtype, device: torch.device, op: str = ""
 ) -> dict[str, Tensor]:
     """Outputs of a case by name, and as `gradient of <argument>` those of a fixed sum of them."""
     leaves: dict[str, Tensor] = {}
     given = _given(case.arguments, dtype, device, leaves)
-    results = _named(getattr(ops, case.op)(**given))
+    results = _named(getattr(ops, op or case.op)(**given))
     draw = torch.Generator().manual_seed(SEED)
     loss = torch.zeros((), dtype=dtype, device=device)
     for tensor in results.values():
@@ -181,24 +361,45 @@ def evaluate(
 
 
 def _compare(
-    case: Case, fused: ModuleType, reference: ModuleType, device: torch.device
+    case: Case,
+    op: str,
+    fused: ModuleType,
+    reference: ModuleType,
+    device: torch.device,
+    sizes: Sizes,
 ) -> Agreement:
-    truth = evaluate(reference, case, torch.float64, device)
+    name = case.name.replace(case.op, op, 1)
     try:
-        results = evaluate(fused, case, torch.float32, device)
-        errors = {name: _error(name, results[name], expected) for name, expected in truth.items()}
+        own: dict[str, float] = {}
+        if sizes is not SMALL:
+            name += ", the run's sizes"
+            case = with_clear_draws(case, reference, device)
+        truth = evaluate(reference, case, torch.float64, device)
+        if sizes is not SMALL:
+            plain = evaluate(reference, case, torch.float32, device)
+            own = {part: _error(plain[part], truth[part], 0.0) for part in truth}
+        limits = {part: _limit(part, sizes.tf32, own.get(part, 0.0)) for part in truth}
+        results = evaluate(fused, case, torch.float32, device, op)
+        errors = {
+            part: _error(results[part], expected, limits[part]) for part, expected in truth.items()
+        }
     except Exception as error:  # a compiler or a driver that is not up to it, whatever it raises
         said = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        return Agreement(case.name, "", math.inf, 0.0, said)
-    worst = max(errors, key=lambda name: errors[name] / _limit(name))
-    return Agreement(case.name, worst, errors[worst], _limit(worst))
+        return Agreement(name, "", math.inf, 0.0, said)
+    worst = max(errors, key=lambda part: errors[part] / limits[part])
+    return Agreement(name, worst, errors[worst], limits[worst])
 
 
-def _limit(name: str) -> float:
-    return GRADIENT_LIMIT if name.startswith("gradient of ") else OUTPUT_LIMIT
+def _limit(name: str, tf32: bool, own: float) -> float:
+    """Of an output or a gradient, for which the reference has an error in the same precision."""
+    if name.startswith("gradient of "):
+        limit = TF32_GRADIENT_LIMIT if tf32 else GRADIENT_LIMIT
+    else:
+        limit = TF32_OUTPUT_LIMIT if tf32 else OUTPUT_LIMIT
+    return min(max(limit, OWN_ERRORS * own), MOST_LIMITS * limit)
 
 
-def _error(name: str, actual: Tensor, truth: Tensor) -> float:
+def _error(actual: Tensor, truth: Tensor, limit: float) -> float:
     """Frobenius norm of the difference over that of the truth; at most the limit in rounding."""
     if actual.shape != truth.shape:
         return math.inf
@@ -207,7 +408,7 @@ def _error(name: str, actual: Tensor, truth: Tensor) -> float:
         return math.inf
     relative: float = (difference.norm() / truth.norm().clamp(min=1e-30)).item()
     rounding = not difference.numel() or difference.abs().max() <= ROUNDING
-    return min(relative, _limit(name)) if rounding else relative
+    return min(relative, limit) if rounding else relative
 
 
 def _given(
@@ -239,10 +440,10 @@ def _named(result: Any) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32: its products would be further apart than the operations may be."""
+def _precision(name: str) -> Iterator[None]:
+    """Products of float32 in a precision of PyTorch's, the one before restored behind it."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision(name)
     try:
         yield
     finally:
@@ -252,8 +453,9 @@ def _full_precision() -> Iterator[None]:
 class _Draw:
     """Random inputs on the CPU, in float32."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, sizes: Sizes) -> None:
         self._generator = torch.Generator().manual_seed(seed)
+        self._sizes = sizes
 
     def normal(self, *shape: int, grad: bool = True) -> Tensor:
         return torch.randn(shape, generator=self._generator).requires_grad_(grad)
@@ -265,8 +467,13 @@ class _Draw:
         index = torch.randint(shape[-1], shape[:-1], generator=self._generator)
         return torch.eye(shape[-1])[index].requires_grad_()
 
+    def state(self, rows: int) -> tuple[Tensor, Tensor]:
+        sizes = self._sizes
+        return self.normal(rows, sizes.deter), self.one_hot(rows, sizes.groups, sizes.classes)
+
     def batch_norms(self) -> dict[str, BatchNormState | None]:
-        mean, var = self.normal(HIDDEN, grad=False), 0.5 + self.uniform(HIDDEN)
+        hidden = self._sizes.hidden
+        mean, var = self.normal(hidden, grad=False), 0.5 + self.uniform(hidden)
         return {
             "the batch's statistics": BatchNormState(mean, var, True),
             "running statistics": BatchNormState(mean, var, False),
@@ -284,18 +491,20 @@ class _Draw:
         return NormLinear(self.weight(outputs, inputs), scale, self.normal(outputs))
 
     def mlp(self, inputs: int, outputs: int) -> MlpWeights:
-        hidden = (self.norm_linear(HIDDEN, inputs), self.norm_linear(HIDDEN, HIDDEN))
-        return MlpWeights(hidden, self.linear(outputs, HIDDEN))
+        hidden = self._sizes.hidden
+        widths = [inputs, *[hidden] * self._sizes.layers]
+        layers = (self.norm_linear(b, a) for a, b in itertools.pairwise(widths))
+        return MlpWeights(tuple(layers), self.linear(outputs, hidden))
 
 
-def _rssm_weights(draw: _Draw) -> RssmWeights:
-    latents = GROUPS * CLASSES
+def _rssm_weights(draw: _Draw, sizes: Sizes) -> RssmWeights:
+    latents, deter, hidden = sizes.groups * sizes.classes, sizes.deter, sizes.hidden
     return RssmWeights(
-        draw.normal(DETER),
-        draw.norm_linear(HIDDEN, latents + ACTIONS),
-        draw.norm_linear(3 * DETER, HIDDEN + DETER),
-        draw.norm_linear(HIDDEN, DETER),
-        draw.linear(latents, HIDDEN),
-        draw.norm_linear(HIDDEN, EMBED + DETER),
-        draw.linear(latents, HIDDEN),
+        draw.normal(deter),
+        draw.norm_linear(hidden, latents + sizes.actions),
+        draw.norm_linear(3 * deter, hidden + deter),
+        draw.norm_linear(hidden, deter),
+        draw.linear(latents, hidden),
+        draw.norm_linear(hidden, sizes.embed + deter),
+        draw.linear(latents, hidden),
     )

@@ -23,11 +23,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mudreamer_fast.config import Config
 from mudreamer_fast.envs.interpreter import python_command
 from mudreamer_fast.machine.memory import GIB, available_bytes
 
 TRIAL_SECONDS = 120
 """After this long a trial in a process of its own counts as failed."""
+IMAGE_SHAPE, ACTIONS = (3, 64, 64), 6
+"""Of walker walk from pixels, at whose sizes kernels are checked."""
 LOW_DISK_BYTES = 2 * GIB
 """Room for the checkpoints of a short run: twice the replay and model of the quick preset."""
 LOW_MEMORY_BYTES = 4 * GIB
@@ -53,16 +56,6 @@ env.close()
 if image.std() == 0:
     raise RuntimeError("images are blank")
 print(importlib.metadata.version("{backend}"), "steps and renders")
-"""
-_KERNELS_TRIAL = """
-import torch
-from mudreamer_fast.backend.load import check_fused
-uses = check_fused(torch.device("{device}"))
-wrong = [str(one) for one in uses if not one.ok]
-if wrong:
-    raise SystemExit("; ".join(wrong))
-nearest = max(uses, key=lambda one: one.error / one.limit)
-print(f"{{len(uses)}} uses agree with the reference on {device}; nearest to its limit {{nearest}}")
 """
 
 
@@ -134,17 +127,27 @@ def _replay() -> Finding:
 def _kernels() -> list[Finding]:
     """The fused operations against the reference, where they can run."""
     try:
-        from mudreamer_fast.backend.load import fused_runs_on
+        from mudreamer_fast.backend.load import check_fused, fused_runs_on, run_sizes
         from mudreamer_fast.machine.device import resolve_device
+        from mudreamer_fast.networks.encoder import embed_size
     except ImportError:  # no torch, which has been told
         return []
     device = resolve_device("auto")
     if not fused_runs_on(device):
         return []
-    ok, detail = _trial(_KERNELS_TRIAL.format(device=device))
+    config = Config()
+    embed = embed_size(config.model, {"image": IMAGE_SHAPE})
+    sizes = run_sizes(config, embed, ACTIONS, continuous=True)
+    found = check_fused(device, sizes, persistent=True, anew=True)
+    uses = [use for verdict in found for use in verdict.uses]
+    detail = "; ".join(f"not usable: {verdict.reason}" for verdict in found if not verdict.ok)
+    if not detail:
+        nearest = max(uses, key=lambda one: one.error / one.limit)
+        detail = (
+            f"{len(uses)} uses agree with the reference on {device}; nearest to its limit {nearest}"
+        )
     # Training can do without them.
-    kernels = Finding("kernels", True, detail if ok else f"not usable: {detail}")
-    return [kernels, _compiler(), _caches()]
+    return [Finding("kernels", True, detail), _compiler(), _caches()]
 
 
 def _compiler() -> Finding:

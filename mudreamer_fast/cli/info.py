@@ -162,7 +162,7 @@ def _measure(config: Config, seconds: float) -> tuple[Timing, str]:
     room = "" if available is None else f" of {available / GIB:.1f} available"
     parts = (
         f"{type(env).__name__}, {parameters / 1e6:.2f} M parameters, {sizes}, "
-        f"operations: {agent.backend}{' in CUDA graphs' if agent.graphed else ''}, "
+        f"{agent.operations}{' in CUDA graphs' if agent.graphed else ''}, "
         f"replay {full:.2f} GiB{room}"
     )
     return Timing(random_step, agent_step, update, updates), parts

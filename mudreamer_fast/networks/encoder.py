@@ -17,6 +17,13 @@ CONV_LAYERS = 4
 IMAGE_SIZE = 64
 
 
+def embed_size(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """E, the width of an encoder's features."""
+    dims = config.dimensions
+    image: int = dims.conv * 2 ** (CONV_LAYERS - 1) * (IMAGE_SIZE // 2**CONV_LAYERS) ** 2
+    return ("image" in shapes) * image + ("vector" in shapes) * dims.hidden
+
+
 class NormAct(nn.Module):
     """`SiLU(norm(x))` over the last axis; the norm is layer norm, or batch norm over all rows.
 

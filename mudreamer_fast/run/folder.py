@@ -29,6 +29,11 @@ class RunFolder:
         return self.root / "config.json"
 
     @property
+    def operations(self) -> Path:
+        """What computes the model's operations, as `train.backend` was resolved."""
+        return self.root / "operations.json"
+
+    @property
     def checkpoint(self) -> Path:
         """Folder of the newest checkpoints."""
         return self.root / "checkpoint"

@@ -26,7 +26,7 @@ from mudreamer_fast.machine.signals import StopSignals
 from mudreamer_fast.replay.prefetch import Prefetcher
 from mudreamer_fast.run import saving
 from mudreamer_fast.run.evaluator import Evaluator
-from mudreamer_fast.run.folder import RunFolder, write_config
+from mudreamer_fast.run.folder import RunFolder, write_config, write_json
 from mudreamer_fast.run.history import check_exact_resume, open_history
 from mudreamer_fast.run.lessons import Lessons
 from mudreamer_fast.run.lock import RunLock
@@ -78,6 +78,7 @@ class Trainer:
             if learning and not self.collector.handed_over:
                 self._hand_over()
             write_config(config, self.folder.config)
+            write_json(self.folder.operations, self.agent.operations.facts())
             resumed_at = self.pace.env_steps if resume else None
             self.reporter = Reporter(config, run_dir, resumed_at, self.agent.policy_entropy)
             self._open.callback(self.reporter.close)
@@ -120,7 +121,7 @@ class Trainer:
         parameters = sum(self.agent.parameter_counts().values())
         self.reporter.introduce(
             f"{type(self.env).__name__}, {parameters / 1e6:.2f} M parameters "
-            f"on {self.agent.device}, {self.agent.backend} operations{graphs}{meanwhile}"
+            f"on {self.agent.device}, {self.agent.operations}{graphs}{meanwhile}"
         )
         self._report_problems()
 

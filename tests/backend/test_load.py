@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,52 +11,72 @@ import torch
 
 from mudreamer_fast import kernels, reference
 from mudreamer_fast.backend import load
-from mudreamer_fast.backend.load import load_ops, missing_fused_ops, resolve_backend
-from mudreamer_fast.backend.selfcheck import Agreement
+from mudreamer_fast.backend.load import (
+    Backend,
+    check_fused,
+    load_ops,
+    missing_fused_ops,
+    resolve_backend,
+    run_sizes,
+)
+from mudreamer_fast.backend.selfcheck import SMALL, Agreement, Sizes
+from mudreamer_fast.backend.trial import Verdict
 from mudreamer_fast.config import ConfigError
 from mudreamer_fast.ops.operations import Operations
+from tests import tiny
 from tests.tolerances import REORDERED, assert_close
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
-def _nothing_checked_yet() -> Iterator[None]:
-    load.check_fused.cache_clear()
-    load._trusts_fused.cache_clear()
+def _nothing_checked_yet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    caches = load.check_fused, load._checked
+    for cache in caches:
+        cache.cache_clear()
     yield
-    load.check_fused.cache_clear()
-    load._trusts_fused.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.fixture
-def checked(monkeypatch: pytest.MonkeyPatch) -> list[Agreement]:
-    """What the check of the kernels finds."""
-    found = [Agreement("mlp", "the output", 1e-7, 5e-6)]
-    monkeypatch.setattr(load, "check_ops", lambda fused, reference, device: list(found))
+def wrong(monkeypatch: pytest.MonkeyPatch) -> dict[str, Agreement]:
+    """What the check of the kernels finds wrong, by operation; the rest agree."""
+    found: dict[str, Agreement] = {}
+
+    def check(*request: Any) -> tuple[Verdict, ...]:
+        good = Agreement("", "the output", 1e-7, 5e-6)
+        return tuple(Verdict(op, (found.get(op, good),)) for op in reference.__all__)
+
+    monkeypatch.setattr(load, "check_fused", check)
     return found
 
 
 def test_resolve_backend_takes_kernels_that_agree_on_a_gpu_and_the_reference_elsewhere(
-    checked: list[Agreement], capsys: pytest.CaptureFixture[str]
+    wrong: dict[str, Agreement], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert resolve_backend("auto", CUDA) == "fused"
-    assert resolve_backend("auto", CPU) == "reference"
-    assert resolve_backend("reference", CPU) == "reference"
-    assert resolve_backend("compiled", CPU) == "compiled"
+    assert resolve_backend("auto", CUDA, SMALL) == Backend("fused")
+    assert resolve_backend("auto", CPU, SMALL) == Backend("reference")
+    assert resolve_backend("reference", CPU, SMALL) == Backend("reference")
+    assert resolve_backend("compiled", CPU, SMALL) == Backend("compiled")
     assert capsys.readouterr().err == ""
 
 
-def test_resolve_backend_takes_the_reference_where_kernels_disagree_and_tells_once(
-    checked: list[Agreement], capsys: pytest.CaptureFixture[str]
+def test_resolve_backend_takes_the_reference_for_what_disagrees_and_tells_once(
+    wrong: dict[str, Agreement], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checked.append(Agreement("rssm_observe, layer norm", "gradient of embed", 2e-3, 1e-5))
-    checked.append(Agreement("two_hot_mean", "", float("inf"), 0.0, "OSError: no compiler"))
+    wrong["rssm_observe"] = Agreement("rssm_observe, layer norm", "gradient of embed", 2e-3, 1e-5)
+    wrong["two_hot_mean"] = Agreement("two_hot_mean", "", math.inf, 0.0, "OSError: no compiler")
     for _ in range(2):
-        assert resolve_backend("auto", CUDA) == "reference"
+        backend = resolve_backend("auto", CUDA, SMALL)
+        assert backend.name == "fused"
+        assert [op for op, _ in backend.replaced] == ["rssm_observe", "two_hot_mean"]
+    assert str(backend) == "fused operations, but rssm_observe, two_hot_mean by reference"
     assert capsys.readouterr().err == (
-        "warning: backend auto takes reference, as on cuda fused disagrees with it: rssm_observe, "
-        "layer norm: gradient of embed is off by 2.0e-03 of 1e-05 allowed, and 1 more\n"
+        "warning: backend auto takes the reference for rssm_observe, two_hot_mean: on cuda "
+        "rssm_observe, layer norm: gradient of embed is off by 2.0e-03 of 1e-05 allowed, "
+        "and 1 more\n"
     )
 
 
@@ -63,28 +85,36 @@ def test_resolve_backend_checks_once_and_not_what_is_asked_for_by_name(
 ) -> None:
     checks = []
 
-    def note(fused: Any, reference: Any, device: torch.device) -> list[Agreement]:
+    def note(
+        fused: str, reference: str, device: torch.device, ops: list[str], sizes: Sizes
+    ) -> list[Verdict]:
         checks.append(device)
-        return []
+        return [Verdict(op, (Agreement(op, "the output", 0.0, 5e-6),)) for op in ops]
 
-    monkeypatch.setattr(load, "check_ops", note)
-    assert resolve_backend("fused", CUDA) == "fused"
+    monkeypatch.setattr(load, "try_ops", note)
+    monkeypatch.setattr(load, "question", lambda *asked: {"card": "some"})
+    assert resolve_backend("fused", CUDA, SMALL) == Backend("fused")
     assert checks == []
     for _ in range(2):
-        resolve_backend("auto", CUDA)
-    assert checks == [CUDA]
+        resolve_backend("auto", CUDA, SMALL)
+        assert checks == [CUDA]
+        # What another process has found is taken over.
+        load.check_fused.cache_clear()
+        load._checked.cache_clear()
+    check_fused(CUDA, SMALL, anew=True)
+    assert checks == [CUDA, CUDA]
 
 
 def test_resolve_backend_auto_does_without_triton(
-    monkeypatch: pytest.MonkeyPatch, checked: list[Agreement]
+    monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Agreement]
 ) -> None:
     monkeypatch.setattr(load, "missing_fused_ops", lambda: reference.__all__)
-    assert resolve_backend("auto", CUDA) == "reference"
+    assert resolve_backend("auto", CUDA, SMALL) == Backend("reference")
 
 
 @pytest.mark.gpu
 def test_resolve_backend_takes_the_kernels_on_this_gpu() -> None:
-    assert resolve_backend("auto", CUDA) == "fused"
+    assert resolve_backend("auto", torch.device("cuda", 0), SMALL) == Backend("fused")
 
 
 def test_resolve_backend_says_why_the_kernels_can_not_run(
@@ -92,17 +122,17 @@ def test_resolve_backend_says_why_the_kernels_can_not_run(
 ) -> None:
     monkeypatch.setattr(load, "runs_on", lambda device: device.type == "cuda")
     with pytest.raises(ConfigError, match="fused needs a CUDA device, got cpu"):
-        resolve_backend("fused", CPU)
+        resolve_backend("fused", CPU, SMALL)
     monkeypatch.setattr(load, "missing_fused_ops", lambda: reference.__all__)
     with pytest.raises(ConfigError, match="fused needs Triton"):
-        resolve_backend("fused", CUDA)
+        resolve_backend("fused", CUDA, SMALL)
 
 
 def test_resolve_backend_refuses_unknown_names() -> None:
     with pytest.raises(
         ConfigError, match="must be auto, reference, compiled, fused, persistent, got 'fast'"
     ):
-        resolve_backend("fast", CPU)
+        resolve_backend("fast", CPU, SMALL)
 
 
 def test_load_ops_gives_every_operation() -> None:
@@ -117,6 +147,23 @@ def test_persistent_operations_differ_in_one() -> None:
     different = [op for op in reference.__all__ if getattr(ops, op) is not getattr(kernels, op)]
     assert different == ["rssm_observe"]
     assert ops.rssm_observe is kernels.rssm_observe_persistent
+
+
+def test_operations_that_are_replaced_are_the_references() -> None:
+    ops = load_ops("persistent", ["rssm_observe", "mlp"])
+    by_reference = [op for op in reference.__all__ if getattr(ops, op) is getattr(reference, op)]
+    assert by_reference == ["mlp", "rssm_observe"]
+
+
+def test_sizes_are_those_of_the_run() -> None:
+    config = tiny.config({"batch_norm": "none"}, {"actor_gradient": "reinforce"})
+    sizes = run_sizes(config, 7, 2, continuous=True)
+    assert (sizes.rows, sizes.steps, sizes.starts, sizes.envs) == (16, 64, 1024, 4)
+    assert (sizes.embed, sizes.actions, sizes.horizon) == (7, 2, 3)
+    assert (sizes.deter, sizes.hidden, sizes.layers, sizes.bins) == (9, 7, 1, 21)
+    assert (sizes.groups, sizes.classes) == (3, 5)
+    assert (sizes.continuous, sizes.dynamics, sizes.batch_norm) == (True, False, False)
+    assert run_sizes(tiny.config(), 7, 2, continuous=False).dynamics is False
 
 
 def test_fused_operations_are_the_kernels() -> None:

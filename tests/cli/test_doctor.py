@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from mudreamer_fast.backend import load
+from mudreamer_fast.backend.selfcheck import Agreement
+from mudreamer_fast.backend.trial import Verdict
 from mudreamer_fast.cli import doctor
 from mudreamer_fast.cli.doctor import Finding
 from mudreamer_fast.machine.memory import GIB
@@ -22,7 +24,6 @@ ROOT = Path(__file__).parents[2]
 def trials(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[bool, str]]:
     """Answers of the trials by a word of their code, in place of new processes."""
     answers = {
-        "check_fused": (True, "all agree"),
         "renderer_name": (True, "llvmpipe"),
         '"envpool"': (True, "1.2.5"),
         '"dm_control"': (True, "1.0.38"),
@@ -30,6 +31,8 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[bool, str]]:
     monkeypatch.setattr(
         doctor, "_trial", lambda code: next(a for word, a in answers.items() if word in code)
     )
+    agrees = Verdict("mlp", (Agreement("mlp", "the output", 1e-7, 5e-6),))
+    monkeypatch.setattr(load, "check_fused", lambda *asked, **how: (agrees,))
     return answers
 
 
@@ -63,8 +66,13 @@ def test_one_simulator_is_enough_and_none_is_not(trials: dict[str, tuple[bool, s
 def test_kernels_that_disagree_are_told_and_not_held_against_the_machine(
     trials: dict[str, tuple[bool, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trials["check_fused"] = (False, "mlp: the output is off")
-    line = "ok    kernels      not usable: mlp: the output is off"
+    assert findings()["kernels"].line() == (
+        "ok    kernels      1 uses agree with the reference on cpu; nearest to its limit mlp: "
+        "the output is off by 1.0e-07 of 5e-06 allowed"
+    )
+    hangs = Verdict("mlp", (), "no answer within 240 s")
+    monkeypatch.setattr(load, "check_fused", lambda *asked, **how: (hangs,))
+    line = "ok    kernels      not usable: mlp: no answer within 240 s"
     assert findings()["kernels"].line() == line
     monkeypatch.setattr(load, "runs_on", lambda device: False)
     assert "kernels" not in findings()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mudreamer_fast.networks import Encoder
-from mudreamer_fast.networks.encoder import NormAct
+from mudreamer_fast.networks.encoder import NormAct, embed_size
 from tests import tiny
 from tests.tolerances import HAND, REORDERED, assert_close
 
@@ -20,9 +20,11 @@ def observation(rows: int = 3, steps: int = 2) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("seen", [("image",), ("vector",), ("image", "vector")])
 def test_encoder_maps_pixels_vectors_or_both_to_its_stated_width(seen: tuple[str, ...]) -> None:
-    encoder = Encoder(tiny.model_config(), {name: SHAPES[name] for name in seen})
+    shapes = {name: SHAPES[name] for name in seen}
+    encoder = Encoder(tiny.model_config(), shapes)
     # Pixels: 4 * 4 positions of 8 c channels with c = 2; vectors: the hidden width 7.
     width = {"image": 4 * 4 * 8 * 2, "vector": 7}
+    assert encoder.size == embed_size(tiny.model_config(), shapes)
     assert encoder.size == sum(width[name] for name in seen)
     data = {name: observation()[name] for name in seen}
     assert encoder(data).shape == (3, 2, encoder.size)
