@@ -51,6 +51,7 @@ class Acting:
         action_spec: of one environment.
         device: where the parts live.
         new_capture: makes what records a step as a CUDA graph; None runs steps as they are.
+        graph_required: whether a step that can not be recorded is an error.
     """
 
     def __init__(
@@ -62,14 +63,15 @@ class Acting:
         action_spec: ActionSpec,
         device: torch.device,
         new_capture: Callable[[], Capture] | None = None,
+        graph_required: bool = True,
     ) -> None:
         self._parts = nn.ModuleList([encoder, rssm, actor])
         self._encoder, self._rssm, self._actor = encoder, rssm, actor
         self._observations, self._action_spec = observations, action_spec
         self._device = device
         self._stream: torch.cuda.Stream | None = None
-        self._new_capture = new_capture
-        self._graphed = Graphed(self._step, new_capture)
+        self._new_capture, self._graph_required = new_capture, graph_required
+        self._graphed = Graphed(self._step, new_capture, graph_required)
 
     def apart(self) -> Acting:
         """Copies with weights of their own, that act while the originals learn.
@@ -86,6 +88,7 @@ class Acting:
             self._action_spec,
             self._device,
             self._new_capture,
+            self._graph_required,
         )
         made._parts.requires_grad_(False)
         if self._device.type == "cuda":

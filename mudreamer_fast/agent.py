@@ -50,6 +50,7 @@ class Agent:
         self.backend = self.operations.name
         new_capture = capture_maker(config.train.cuda_graph, self.backend, device)
         self.graphed = new_capture is not None
+        graph_required = config.train.cuda_graph == "on"
         ops = load_ops(self.backend, dict(self.operations.replaced))
         self.observations = tuple(shapes)
         self.batch_shapes = {
@@ -80,6 +81,7 @@ class Agent:
             action_spec,
             device,
             new_capture,
+            graph_required,
         )
         self.generator = torch.Generator(device).manual_seed(
             derived_seed(config.train.seed, SeedUse.LEARN)
@@ -87,7 +89,7 @@ class Agent:
         self.updates = 0
         self.optimisers = self._make_optimisers()
         self._metrics: tuple[str, ...] = ()
-        self._graphed = Graphed(self._learn, new_capture)
+        self._graphed = Graphed(self._learn, new_capture, graph_required)
 
     def _make_optimisers(self) -> dict[str, ClippedAdam]:
         model, behaviour = self.config.model, self.config.behaviour

@@ -296,7 +296,8 @@ class TrainConfig:
     GPU, less the operations that do not agree with the reference there, and reference elsewhere."""
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     """Record a whole update, and a whole step of acting, as one CUDA graph each, and launch that
-    instead of a thousand kernels; auto does with the fused operations on a GPU."""
+    instead of a thousand kernels; auto does with the fused operations on a GPU, and
+    goes on without where that fails."""
     tf32: bool = False
     """Multiply matrices in TF32 on a GPU: several times as fast, with ten bits of a number's 23."""
     threads: int | None = None

@@ -57,9 +57,11 @@ class EmulatedCapture:
     def record(self, work: Callable[[], Tensors]) -> Recorded:
         self.recorded += 1
         tape = _Tape()
-        with _launches(tape), tape, _HostCalls(tape):
-            outputs = work()
-        tape.undo()
+        try:
+            with _launches(tape), tape, _HostCalls(tape):
+                outputs = work()
+        finally:
+            tape.undo()  # a recording that fails has done nothing either
 
         def replay() -> None:
             self.replayed += 1

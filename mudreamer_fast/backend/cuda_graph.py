@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import inspect
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -120,33 +124,47 @@ class Graphed:
     The tensors that a call returns may be written over by the next one.
 
     Args:
-        function: from inputs to outputs by name, on one device.
+        function: from inputs to outputs by name, on one device; the object of a method is not kept
+            alive, so that it can own what records it and be freed with it.
         new_capture: makes what records it; None has every call run as it is.
+        required: whether a function that can not be recorded is an error; if not, it is told once,
+            and calls run as they are from then on. Nothing of a recording has been done by then.
     """
 
     def __init__(
         self,
         function: Callable[[Tensors], Tensors],
         new_capture: Callable[[], Capture] | None,
+        required: bool = True,
     ) -> None:
-        self._function = function
+        is_method = inspect.ismethod(function)
+        self._of = weakref.WeakMethod(function) if is_method else lambda: function
         self._capture = new_capture() if new_capture is not None else None
+        self._required = required
         self._known: dict[_Key, _Known] = {}
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensors:
         """What the function gives for `inputs`."""
+        function = self._of()
+        if function is None:
+            raise ReferenceError("the object whose method this records is gone")
         if self._capture is None:
-            return self._function(dict(inputs))
+            return function(dict(inputs))
         key = tuple((name, tensor.shape, tensor.dtype) for name, tensor in inputs.items())
         known = self._known.setdefault(key, _Known())
         if len(self._known) > KEPT_SHAPES:
             del self._known[next(iter(self._known))]
         known.calls += 1
         if known.calls <= SETTLING_CALLS:
-            return self._capture.settle(lambda: self._function(dict(inputs)))
+            return self._capture.settle(lambda: function(dict(inputs)))
         if known.inputs is None or known.recorded is None:
-            known.inputs = {name: tensor.clone() for name, tensor in inputs.items()}
-            known.recorded = self._record(self._capture, known.inputs)
+            own = {name: tensor.clone() for name, tensor in inputs.items()}
+            try:
+                known.recorded = self._capture.record(lambda: function(dict(own)))
+            except RuntimeError as error:
+                self._give_up(error)
+                return function(dict(inputs))
+            known.inputs = own
         for name, tensor in inputs.items():
             known.inputs[name].copy_(tensor)
         known.recorded.replay()
@@ -156,11 +174,19 @@ class Graphed:
         """Begin anew: tensors that the function changes are others than before."""
         self._known.clear()
 
-    def _record(self, capture: Capture, inputs: Tensors) -> Recorded:
-        try:
-            return capture.record(lambda: self._function(dict(inputs)))
-        except RuntimeError as error:
+    def _give_up(self, error: RuntimeError) -> None:
+        """Do without recordings, those of other shapes too, and free their memory."""
+        if self._required:
             raise RuntimeError(
                 f"this could not be recorded as a CUDA graph; train.cuda_graph off runs without: "
                 f"{error}"
             ) from error
+        self._capture = None
+        self.forget()
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        _tell(f"warning: going on without CUDA graphs, as one could not be recorded: {said}")
+
+
+@functools.cache  # of updates and of acting, for the same reason
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)

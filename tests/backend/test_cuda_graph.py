@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,6 +23,7 @@ from mudreamer_fast.backend.cuda_graph import (
     CudaCapture,
     Graphed,
     Tensors,
+    _tell,
     capture_maker,
 )
 from mudreamer_fast.config import ConfigError
@@ -224,6 +227,84 @@ def test_what_a_graph_can_not_hold_is_refused(forbidden: Callable[[Tensor], Any]
     with pytest.raises(RuntimeError, match="cuda_graph off runs without") as caught:
         graphed({"x": torch.arange(3.0)})
     assert isinstance(caught.value.__cause__, CaptureError)
+
+
+def test_function_that_can_not_be_recorded_runs_as_it_is_and_is_told_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _tell.cache_clear()
+    total = torch.zeros(3)
+    capture = EmulatedCapture()
+
+    def look(inputs: Tensors) -> Tensors:
+        total.add_(inputs["x"])
+        return {"sum": total.sum() + inputs["x"].max().item()}
+
+    graphed = Graphed(look, lambda: capture, required=False)
+    for i in range(1, SETTLING_CALLS + 4):
+        assert graphed({"x": torch.ones(3)})["sum"].item() == 3 * i + 1
+        assert total.tolist() == [i] * 3
+    assert capture.recorded == 1
+    said = capsys.readouterr().err
+    assert said.startswith("warning: going on without CUDA graphs, as one could not be recorded: ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("part", ["reward", "behaviour", "slow_critic"])
+def test_agent_whose_graph_fails_anywhere_in_an_update_has_done_no_half_of_it(
+    captures: list[EmulatedCapture], monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    failing, plain = made_agent("on"), made_agent("off")
+    failing._graphed._required = failing.acting._graphed._required = False
+    learn, move = agent_module.imagine, agent_module.move_average
+
+    def looks(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            result = real(*arguments)
+            torch.ones(()).item()
+            return result
+
+        return call
+
+    if part == "reward":
+        failing.world_model.loss = looks(failing.world_model.loss)  # type: ignore[method-assign]
+    monkeypatch.setattr(agent_module, "imagine", looks(learn) if part == "behaviour" else learn)
+    monkeypatch.setattr(
+        agent_module, "move_average", looks(move) if part == "slow_critic" else move
+    )
+    assert_same_updates(failing, plain, range(SETTLING_CALLS + 3), tiny.CONTINUOUS)
+    assert (captures[0].recorded, captures[1].recorded) == (0, 1)
+    assert captures[1].replayed == 0
+
+
+def test_agent_and_its_graphs_are_freed_without_the_garbage_collector(
+    captures: list[EmulatedCapture],
+) -> None:
+    agent = made_agent("on")
+    for seed in range(SETTLING_CALLS + 2):
+        agent.update(made_batch(tiny.CONTINUOUS, seed))
+    acted(agent, 2, ["sample"] * (SETTLING_CALLS + 2))
+    apart = agent.acting.apart()
+    known = [*agent._graphed._known.values(), *agent.acting._graphed._known.values()]
+    held = [
+        one.recorded.outputs[name]
+        for one in known
+        if one.recorded
+        for name in ("metrics", "action")
+        if name in one.recorded.outputs
+    ]
+    assert len(held) == 2
+    gone = [weakref.ref(thing) for thing in (agent, agent.acting, apart, *held)]
+    gone += [weakref.ref(parameter) for parameter in agent.world_model.parameters()]
+    del known, held
+    gc.collect()
+    gc.disable()
+    try:
+        captures.clear()
+        del agent, apart
+        assert [ref() for ref in gone if ref() is not None] == []
+    finally:
+        gc.enable()
 
 
 def test_capture_maker_takes_graphs_where_they_pay_and_says_where_there_are_none() -> None:
