@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -12,13 +13,27 @@ from torch import Tensor
 
 from mudreamer_fast import kernels, reference
 from mudreamer_fast.backend import selfcheck
-from mudreamer_fast.backend.selfcheck import Agreement, Case, cases, check_ops, evaluate
+from mudreamer_fast.backend.selfcheck import (
+    Agreement,
+    Case,
+    Sizes,
+    cases,
+    check_ops,
+    evaluate,
+    with_clear_draws,
+)
 from tests.kernels.agreement import DEVICE
 from tests.tolerances import FUSED
 
 CPU = torch.device("cpu")
 MARGIN = 2e-3
 """How far every draw is from another class: a thousand times the rounding of its probabilities."""
+
+OWN = Sizes(
+    rows=2, steps=5, envs=1, starts=10, horizon=4, embed=6, actions=3, bins=7, deter=8, hidden=5,
+    layers=1, groups=3, classes=4, batch_norm=True,
+)  # fmt: skip
+"""What a run might have; its actions are of either kind."""
 
 
 def with_one_changed(op: str, change: Callable[[Any], Any]) -> ModuleType:
@@ -132,6 +147,44 @@ def test_no_draw_is_so_close_that_rounding_decides(shift: float) -> None:
         for name in ("the output", "stoch", "action"):
             if name in drawn and not (name == "action" and case.arguments["continuous"]):
                 assert torch.equal(drawn[name], other[name]), f"{case.name}: {name}"
+
+
+@pytest.mark.parametrize("shift", [-0.1, 0.1])
+def test_draws_at_a_runs_sizes_lie_in_the_middle_of_large_shares(shift: float) -> None:
+    for raw in cases(OWN):
+        case = with_clear_draws(raw, reference, CPU)
+        names = [name for name in ("uniforms", "action_noise") if name in case.arguments]
+        if case.arguments.get("continuous"):
+            names.remove("action_noise")
+        shifted = Case(case.name, **case.arguments)
+        shifted.arguments |= {name: case.arguments[name] + shift for name in names}
+        drawn, other = (evaluate(reference, one, torch.float64, CPU) for one in (case, shifted))
+        for name in drawn.keys() & {"stoch", "action"}:
+            torch.testing.assert_close(drawn[name], other[name])
+        if case.op == "categorical_sample":
+            assert torch.equal(drawn["the output"], other["the output"])
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_a_fault_at_a_runs_rows_alone_is_found(tf32: bool) -> None:
+    def change(real: Any) -> Any:
+        def off(logits: Tensor) -> Tensor:
+            imagined = logits.shape[:2] == (OWN.starts, OWN.horizon)
+            return real(logits) * (1.05 if imagined else 1.0)
+
+        return off
+
+    ops, own = with_one_changed("two_hot_mean", change), replace(OWN, tf32=tf32)
+    assert wrong(ops) == []
+    found = [one for one in check_ops(ops, reference, CPU, sizes=own) if not one.ok]
+    assert [one.op for one in found] == ["two_hot_mean, imagined, the run's sizes"]
+
+
+def test_limits_follow_the_references_own_error_and_not_for_ever() -> None:
+    limit = selfcheck.OUTPUT_LIMIT
+    assert selfcheck._limit("stoch", False, 0.1 * limit) == limit
+    assert selfcheck._limit("stoch", False, 2 * limit) == 6 * limit
+    assert selfcheck._limit("stoch", False, 1.0) == 10 * limit
 
 
 def test_the_check_leaves_precision_and_generators_alone() -> None:
