@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -193,9 +194,12 @@ class EnvConfig:
     """The task and how it is seen."""
 
     task: str = "dmc/walker_walk"
-    """Suite and task, such as dmc/cartpole_balance; `mudreamer-fast info` lists them."""
+    """dmc/NAME, a task that `mudreamer-fast info` lists; gym:ID, any of Gymnasium's; one's own by
+    gym:MODULE:ID, gym:MODULE:FUNCTION or dmc:MODULE:FUNCTION. `mudreamer-fast check-env` plays
+    it."""
     observation: Literal["pixels", "vector", "both"] = "pixels"
-    """What the agent sees: rendered images, the simulator's state vector, or both."""
+    """What the agent sees: images, the simulator's state vector, or both. Where an environment of
+    Gymnasium's shows no image, one is rendered."""
     action_repeat: int = 2
     """Simulator steps per policy step; rewards are summed over them."""
     num_envs: int = 4
@@ -204,8 +208,10 @@ class EnvConfig:
     """Height and width of the images; the encoder is made for 64."""
     camera: int | None = None
     """Camera that films the robot; None takes the suite's usual one (2 for quadruped, else 0)."""
-    backend: Literal["auto", "envpool", "dm_control"] = "auto"
-    """Simulator front end; auto takes EnvPool where it imports, dm_control otherwise."""
+    backend: Literal["auto", "envpool", "dm_control", "sync", "async"] = "auto"
+    """Simulator front end; auto takes EnvPool where it imports and has the task, dm_control
+    otherwise. Gymnasium's environments step in turn in this process (sync) or side by side in
+    processes of their own (async, which auto takes for more than one)."""
     render_profile: Literal["auto", "reference", "light", "flat"] = "auto"
     """Rendering quality; auto takes reference on a GPU and light in software."""
     simulator_threads: int | None = None
@@ -215,9 +221,11 @@ class EnvConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "action_repeat", "num_envs", "simulator_threads")
         _require(self.image_size == 64, f"image_size must be 64, got {self.image_size}")
+        suite = re.match(r"dmc/.|gym:.|dmc:[^:]+:[^:]+$", self.task)
         _require(
-            self.task.count("/") == 1 and not self.task.startswith("/"),
-            f"task must read suite/name, such as dmc/walker_walk, got {self.task!r}",
+            suite is not None,
+            "task must read dmc/NAME, gym:ID, gym:MODULE:ID or dmc:MODULE:FUNCTION, such as "
+            f"dmc/walker_walk or gym:CartPole-v1, got {self.task!r}",
         )
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mudreamer_fast.config import Config
+from mudreamer_fast.envs import with_factory
 from mudreamer_fast.machine.signals import Stopped, StopSignals
 from mudreamer_fast.run.results import TrainResult
 from mudreamer_fast.run.trainer import Trainer
@@ -13,7 +17,12 @@ from mudreamer_fast.run.trainer import Trainer
 __all__ = ["TrainResult", "train"]
 
 
-def train(config: Config, run_dir: str | os.PathLike[str], resume: bool = False) -> TrainResult:
+def train(
+    config: Config,
+    run_dir: str | os.PathLike[str],
+    resume: bool = False,
+    env: Callable[[], Any] | None = None,
+) -> TrainResult:
     """Trains an agent; metrics and checkpoints go to `run_dir`.
 
     Every collected step of all environments earns `num_envs * config.updates_per_policy_step`
@@ -33,6 +42,8 @@ def train(config: Config, run_dir: str | os.PathLike[str], resume: bool = False)
         config: all settings; for a resumed run, `train` and `replay` may differ from before.
         run_dir: run folder; holds no run yet, or the one to resume.
         resume: go on from the checkpoint in `run_dir`.
+        env: makes one environment, a gymnasium.Env, in place of `config.env.task`'s; it is called
+            without arguments, in this process and, with several environments, in others as well.
 
     Raises:
         ConfigError: a device, task or memory need that this machine cannot meet, settings under
@@ -42,6 +53,7 @@ def train(config: Config, run_dir: str | os.PathLike[str], resume: bool = False)
 
     Whatever ends a run, what it had learned is saved first.
     """
+    config = dataclasses.replace(config, env=with_factory(config.env, env))
     with StopSignals() as stop, Trainer(config, Path(run_dir), resume, stop) as run:
         try:
             run.take_up()

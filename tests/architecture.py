@@ -22,7 +22,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("run.folder", "run.metrics", "disk.checkpoint", "backend.cuda_graph"),
     ("ops.distributions", "backend.selfcheck", "kernels"),
     ("reference", "replay", "envs", "run.pictures", "run.reporter"),
-    ("backend.trial", "networks", "collect", "evaluate"),
+    ("backend.trial", "networks", "collect", "evaluate", "__init__"),
     ("backend.verdicts",),
     ("backend.load",),
     ("world_model", "acting"),
@@ -33,7 +33,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("run.results", "run.evaluator", "run.saving"),
     ("run.lessons",),
     ("run.trainer",),
-    ("train", "cli.doctor", "cli.info"),
+    ("train", "cli.check_env", "cli.doctor", "cli.info"),
     ("cli.main",),
 )
 """Who may import whom: a row only from rows above it. A new module takes its place here; the rooms

@@ -29,7 +29,7 @@ from mudreamer_fast.machine.memory import GIB, available_bytes, replay_bytes
 from mudreamer_fast.replay import ReplayBuffer
 from mudreamer_fast.run.reporter import clock_text
 
-PACKAGES = ("torch", "numpy", "mujoco", "envpool", "dm_control", "triton")
+PACKAGES = ("torch", "numpy", "mujoco", "envpool", "dm_control", "gymnasium", "triton")
 TIMED_STEPS = 30
 """Steps of all environments that the collector is timed for."""
 MOST_UPDATES = 20
@@ -79,6 +79,12 @@ def describe(preset: str, config: Config) -> str:
     columns = 3
     for start in range(0, len(names), columns):
         lines.append("    " + "".join(n.ljust(width) for n in names[start : start + columns]))
+    lines += [
+        "    gym:ID                           an environment that Gymnasium knows",
+        "    gym:MODULE:ID                    one that a module registers when it is imported",
+        "    gym:MODULE:FUNCTION              one that a function makes",
+        "    dmc:MODULE:FUNCTION              one of dm_control that a function makes",
+    ]
     return "\n".join(line.rstrip() for line in lines)
 
 

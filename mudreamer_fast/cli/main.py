@@ -1,4 +1,4 @@
-"""The command line: `mudreamer-fast train | evaluate | plot | info | doctor`.
+"""The command line: `mudreamer-fast train | evaluate | plot | info | check-env | doctor`.
 
 What a user can get wrong ends in one line on standard error and exit code 2. Only the standard
 library, tyro and light modules are imported before a command runs, so that --help is quick.
@@ -20,7 +20,14 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 import tyro
 
-from mudreamer_fast.config import PRESETS, ActionChoice, BackendName, Config, ConfigError
+from mudreamer_fast.config import (
+    PRESETS,
+    ActionChoice,
+    BackendName,
+    Config,
+    ConfigError,
+    EnvConfig,
+)
 from mudreamer_fast.machine.allocator import keep_freed_memory
 from mudreamer_fast.machine.screen import say, silence
 from mudreamer_fast.run.folder import RunFolder, default_run_dir, read_config
@@ -47,6 +54,7 @@ commands:
   plot RUN... [options]      draw one metric of several runs side by side
   evaluate RUN [options]     score a run's newest or best checkpoint, and film it
   info [PRESET] [options]    tasks, presets, versions, and how long the preset takes here
+  check-env TASK [options]   play any environment and say what the agent will see of it
   doctor                     check what the program needs on this machine
 
 presets (the default is {DEFAULT_PRESET}):
@@ -77,6 +85,17 @@ class InfoCommand:
     config: Annotated[Config, tyro.conf.arg(name="")]
     seconds: float = 30.0
     """Time to measure for, at most; one update is always finished."""
+
+
+@dataclass(frozen=True)
+class CheckEnvCommand:
+    """Play an environment at random and say what the agent will see of it."""
+
+    env: EnvConfig
+    steps: int = 300
+    """Policy steps of each environment."""
+    seed: int = 0
+    """Seed of the environment and of the actions."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +163,7 @@ def _dispatch(words: list[str]) -> int:
         "evaluate": _evaluate,
         "plot": _plot,
         "info": _info,
+        "check-env": _check_env,
         "doctor": _doctor,
     }
     if not words or words[0] in ("-h", "--help", "help"):
@@ -270,6 +290,23 @@ def _info(words: list[str]) -> int:
 
     print(describe(preset, command.config), flush=True)
     print(estimate(preset, command.config, command.seconds))
+    return 0
+
+
+def _check_env(words: list[str]) -> int:
+    name = words[0] if words and not words[0].startswith("-") else None
+    default = EnvConfig(num_envs=1) if name is None else EnvConfig(task=name, num_envs=1)
+    program = f"{PROGRAM} check-env TASK"
+    command = _parse(CheckEnvCommand, program, words[name is not None :], CheckEnvCommand(default))
+    if name is None:
+        raise ConfigError(f"check-env needs the name of a task, as in {PROGRAM} check-env dmc/...")
+    if command.steps <= 0:
+        raise ConfigError(f"steps must be positive, got {command.steps}")
+
+    from mudreamer_fast.cli.check_env import check_env
+
+    for line in check_env(command.env, command.steps, command.seed):
+        print(line, flush=True)
     return 0
 
 

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 
 from mudreamer_fast.config import ConfigError, EnvConfig
+from mudreamer_fast.envs.factories import Factory, remember
 from mudreamer_fast.envs.graphics import try_to_load_egl
-from mudreamer_fast.envs.tasks import find_task, task_names
+from mudreamer_fast.envs.tasks import OWN_TASK, find_task, task_names
 from mudreamer_fast.envs.vector_env import (
     ActionSpec,
     ArraySpec,
@@ -29,30 +31,76 @@ __all__ = [
     "VectorStep",
     "make_env",
     "task_names",
+    "with_factory",
 ]
 
 
-def make_env(config: EnvConfig, num_envs: int, seed: int) -> VectorEnv:
+def with_factory(config: EnvConfig, factory: Factory | None) -> EnvConfig:
+    """The settings with a function's environment in place of their task's; None leaves them.
+
+    Args:
+        config: observation and more.
+        factory: makes a gymnasium.Env, called without arguments, if need be in another process.
+    """
+    if factory is None:
+        return config
+    backend = config.backend if config.backend in ("sync", "async") else "auto"
+    return dataclasses.replace(config, task=remember(factory), camera=None, backend=backend)
+
+
+def _check_front_end(config: EnvConfig) -> None:
+    """Refuses settings of one simulator for the tasks of another."""
+    backends: tuple[str, ...] = ("auto", "envpool", "dm_control")
+    if config.task.startswith("gym:"):
+        backends = ("auto", "sync", "async")
+        if config.camera is not None:
+            raise ConfigError(f"{config.task} has no cameras to choose from")
+    elif config.task.startswith(OWN_TASK):
+        backends = ("auto", "dm_control")
+    if config.backend not in backends:
+        raise ConfigError(
+            f"backend of {config.task} must be {', '.join(backends[:-1])} or {backends[-1]}, "
+            f"got {config.backend!r}"
+        )
+
+
+def make_env(config: EnvConfig, num_envs: int, seed: int, env: Factory | None = None) -> VectorEnv:
     """Makes N environments of a task.
 
     Args:
         config: task, observation, simulator and rendering; its own num_envs is not looked at.
         num_envs: N.
         seed: of environment 0; environment i takes seed + i.
+        env: makes a gymnasium.Env that stands in for the task.
 
     Raises:
         ConfigError: an unknown task, a camera the task does not have, or a simulator that is not
             installed.
         EnvError: a simulator or renderer that does not work here.
     """
-    find_task(config.task, config.camera)  # a wrong name should not wait for an import
-    missing = {}
-    if config.backend != "dm_control":
+    config = with_factory(config, env)
+    _check_front_end(config)
+    if config.task.startswith("gym:"):
+        if importlib.util.find_spec("gymnasium") is None:
+            raise ConfigError(
+                f"{config.task} needs Gymnasium, which is not installed: "
+                "pip install 'mudreamer-fast[gym]'"
+            )
+        from mudreamer_fast.envs.gym_env import GymEnv
+
+        return GymEnv(config, num_envs, seed)
+    # a wrong name should not wait for an import
+    own = config.task.startswith(OWN_TASK)
+    in_envpool = not own and find_task(config.task, config.camera)[0].in_envpool
+    missing = []
+    if config.backend != "dm_control" and not in_envpool:
+        missing.append("EnvPool does not play it as dm_control does")
+    elif config.backend != "dm_control":
         try_to_load_egl()
         try:
             importlib.import_module("envpool")
         except ImportError as error:
-            missing["EnvPool"] = f"EnvPool does not import ({error})"
+            missing.append(f"EnvPool does not import ({error})")
         else:
             from mudreamer_fast.envs.envpool_env import EnvPoolEnv
 
@@ -62,8 +110,8 @@ def make_env(config: EnvConfig, num_envs: int, seed: int) -> VectorEnv:
             from mudreamer_fast.envs.dmc_env import DmcEnv
 
             return DmcEnv(config, num_envs, seed)
-        missing["dm_control"] = "dm_control is not installed"
-    raise ConfigError(
-        f"no simulator for {config.task}: {' and '.join(missing.values())}; "
-        "pip install envpool==1.2.5, or dm_control==1.0.38 with mujoco==3.6.0"
-    )
+        missing.append("dm_control is not installed")
+    remedy = "pip install envpool==1.2.5, or dm_control==1.0.38 with mujoco==3.6.0"
+    if config.backend == "envpool" and not in_envpool:
+        remedy = "train with --env.backend dm_control"
+    raise ConfigError(f"no simulator for {config.task}: {' and '.join(missing)}; {remedy}")

@@ -13,7 +13,7 @@ import numpy as np
 from mudreamer_fast.config import ConfigError, EnvConfig
 from mudreamer_fast.envs.dmc_process import WorkerCrash, WorkerProcess
 from mudreamer_fast.envs.dmc_worker import Reply, Sizes, map_images
-from mudreamer_fast.envs.tasks import find_task
+from mudreamer_fast.envs.tasks import OWN_TASK, find_task
 from mudreamer_fast.envs.vector_env import (
     ActionSpec,
     Array,
@@ -52,7 +52,8 @@ class DmcEnv:
 
     def __init__(self, config: EnvConfig, num_envs: int, seed: int) -> None:
         check_seed(seed, num_envs)
-        find_task(config.task, config.camera)
+        if not config.task.startswith(OWN_TASK):
+            find_task(config.task, config.camera)
         self.num_envs = num_envs
         self.restarts = 0
         """Workers that were replaced."""

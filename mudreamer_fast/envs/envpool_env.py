@@ -175,6 +175,8 @@ class EnvPoolEnv:
         # what the public step() adds for the sake of other tasks takes longer than the physics
         self._pool._send([ids, ids, controls])
         state: list[Any] = self._pool._recv()
+        if self._task.smallest_reward:
+            state[self._reward][state[self._reward] < self._task.smallest_reward] = 0
         return state
 
     def _observe(self, state: list[Any], reward: FloatArray) -> dict[str, Array]:

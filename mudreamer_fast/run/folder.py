@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import time
 import types
 import typing
@@ -70,11 +71,11 @@ class RunFolder:
 
 
 def default_run_dir(config: Config, preset: str) -> Path:
-    """`runs/<task>-<preset>-seed<seed>-<time>`, the task without its slash.
+    """`runs/<task>-<preset>-seed<seed>-<time>`, the task without slashes and the like.
 
     Of two runs that start in the same second the later one's name ends in -2.
     """
-    task = config.env.task.replace("/", "_")
+    task = re.sub(r"[^\w.-]+", "_", config.env.task).strip("_")
     moment = time.strftime("%Y%m%d-%H%M%S")
     first = Path("runs") / f"{task}-{preset}-seed{config.train.seed}-{moment}"
     names = itertools.chain(

@@ -133,7 +133,7 @@ def test_help_and_version_import_neither_torch_nor_a_simulator() -> None:
     )
     assert done.stdout.splitlines()[-1] == "[]"
     assert done.stdout.startswith("usage: mudreamer-fast COMMAND")
-    for word in ("train", "evaluate", "plot", "info", "doctor", *PRESETS):
+    for word in ("train", "evaluate", "plot", "info", "check-env", "doctor", *PRESETS):
         assert word in done.stdout
 
 
@@ -146,7 +146,7 @@ ERRORS = {
     "train quick --train.env-step 5": "env-step, 5; perhaps --train.env-steps or --train.ev",
     "train quick stray": "Unrecognized options: stray",
     "train quick --replay.batch-size 0": "batch_size must be positive, got 0",
-    "train quick --env.task walker": "task must read suite/name",
+    "train quick --env.task walker": "task must read dmc/NAME, gym:ID",
     "train quick --env.image-size 84": "image_size must be 64, got 84",
     "train --resume /no/such/run": "/no/such/run is not a run folder",
     "train --resume": "error: Missing value for argument '--resume'",
@@ -168,6 +168,11 @@ ERRORS = {
     "evaluate /no/such/run --seed -1": "seed must not be negative, got -1",
     "info slow": "unknown preset 'slow'",
     "info quick --model.size Q": "invalid choice 'Q'",
+    "check-env": "check-env needs the name of a task",
+    "check-env dmc/walker_fly": "'dmc/walker_fly'",
+    "check-env gym:CartPole-v9 --env.observation vector": "did you mean gym:CartPole-v1",
+    "check-env gym:CartPole-v1 --steps 0": "steps must be positive, got 0",
+    "train quick --env.task gym:CartPole-v9": "did you mean gym:CartPole-v1",
     "doctor --fast": "doctor takes no options, got --fast",
 }
 

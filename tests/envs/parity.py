@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mudreamer_fast.config import EnvConfig
-from mudreamer_fast.envs import task_names
 from mudreamer_fast.envs.dmc_simulator import DmcSimulator
 from mudreamer_fast.envs.envpool_env import EnvPoolEnv
+from mudreamer_fast.envs.tasks import PAPERS_TASKS
 
 EPISODE_STEPS = 500
 """Policy steps of an episode, with an action repeat of 2."""
@@ -154,7 +154,7 @@ def draw_contact_sheet(path: Path, steps: int, profile: str, size: int) -> None:
     figure = Figure(figsize=(8.0, 14.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(10, 6)
-    for number, task in enumerate(task_names()):
+    for number, task in enumerate(PAPERS_TASKS):
         left, right = (
             np.asarray(played[steps].image, int)
             for played in play_both(task, steps, profile, {steps}, size)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mudreamer_fast.config import EnvConfig
-from mudreamer_fast.envs import task_names
 from mudreamer_fast.envs.envpool_env import EnvPoolEnv
+from mudreamer_fast.envs.tasks import PAPERS_TASKS, TASKS
 from tests.envs.parity import EPISODE_STEPS, Shown, play_both
 
 VECTOR_ROUNDING = 2.0**-23
@@ -26,7 +26,7 @@ def assert_same_frames(left: list[Shown], right: list[Shown]) -> None:
             np.testing.assert_array_equal(one.image, other.image, err_msg=f"step {number}")
 
 
-@pytest.mark.parametrize("task", task_names())
+@pytest.mark.parametrize("task", PAPERS_TASKS)
 def test_backends_play_the_same_episode_of_every_task(task: str) -> None:
     frame_steps = {*range(0, EPISODE_STEPS + 1, 10), EPISODE_STEPS + 1}
     left, right = play_both(task, EPISODE_STEPS + 1, "flat", frame_steps)
@@ -41,6 +41,27 @@ def test_backends_play_the_same_episode_of_every_task(task: str) -> None:
     assert [n for n, one in enumerate(left) if one.is_first] == [0, EPISODE_STEPS + 1]
     assert [n for n, one in enumerate(left) if one.is_last] == [EPISODE_STEPS]
     assert sum(one.reward for one in left) > 0, "rewards of 0 would be no comparison"
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        name
+        for name, task in TASKS.items()
+        if task.in_envpool and name not in PAPERS_TASKS and not task.smallest_reward
+    ],
+)
+def test_backends_play_alike_what_the_paper_does_not(task: str) -> None:
+    left, right = play_both(task, 40, "flat", (0, 20, 40))
+    drift = QUADRUPED_DRIFT if "quadruped" in task else 0
+    for number, (one, other) in enumerate(zip(left, right, strict=True)):
+        np.testing.assert_allclose(
+            one.vector, other.vector, rtol=VECTOR_ROUNDING, atol=drift, err_msg=f"step {number}"
+        )
+        assert one.reward == pytest.approx(other.reward, abs=REWARD_TOLERANCE), number
+        assert one[2:5] == other[2:5], number
+    assert_same_frames(left, right)
+    assert (left[0].vector != left[-1].vector).any()
 
 
 @pytest.mark.parametrize("profile", ["reference", "light"])

@@ -319,6 +319,29 @@ def test_simulators_are_brought_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert_same_state(saved(tmp_path / "run"), saved(tmp_path / "whole"))
 
 
+def test_gymnasiums_environments_are_brought_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "make_env", make_env)
+    played = config(
+        env={"task": "gym:CartPole-v1", "observation": "vector", "backend": "sync"},
+        env_steps=10**5,
+        eval_every_env_steps=0,
+    )
+    with start(played, tmp_path / "whole") as run:
+        step(run, 40)
+        run.save()
+    with start(played, tmp_path / "run") as run:
+        step(run, 33)
+        run.save()
+        step(run, 2)  # lost
+    with start(played, tmp_path / "run", resume=True) as run:
+        run.take_up()
+        step(run, 7)
+        run.save()
+    assert_same_state(saved(tmp_path / "run"), saved(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize("change", ["another action", "an action less"])
 def test_environments_that_do_not_come_back_are_told(tmp_path: Path, change: str) -> None:
     with start(config(), tmp_path) as run:
