@@ -15,11 +15,11 @@ PACKAGE = "mudreamer_fast"
 
 ROWS: tuple[tuple[str, ...], ...] = (
     ("config", "machine.allocator", "machine.screen", "ops.symlog", "ops.signatures", "optim"),
-    ("run.tensorboard", "run.watch", "run.guard", "run.lock"),
-    ("disk.arrays", "disk.manifest", "_replay"),
+    ("run.tensorboard", "run.watch", "run.guard"),
+    ("disk.arrays", "disk.lock", "disk.manifest", "_replay"),
     ("ops.operations",),
     ("machine.device", "machine.memory", "machine.seeds", "machine.signals"),
-    ("run.folder", "run.metrics", "disk.checkpoint", "backend.cuda_graph"),
+    ("run.folder", "run.lock", "run.metrics", "disk.checkpoint", "backend.cuda_graph"),
     ("ops.distributions", "backend.selfcheck", "kernels"),
     ("reference", "replay", "envs", "run.pictures", "run.reporter"),
     ("backend.trial", "networks", "collect", "evaluate", "__init__"),
@@ -44,7 +44,7 @@ ONLY: dict[str, set[str]] = {
     "backend.selfcheck": {"ops.signatures"},
     "kernels": {"ops.signatures"},
     "reference": {"ops.symlog", "ops.distributions", "ops.signatures"},
-    "replay": {"_replay", "disk.manifest"},
+    "replay": {"_replay", "disk.lock", "disk.manifest"},
     "envs": {"config"},
     "networks": {"config", "ops.symlog", "ops.distributions", "ops.signatures", "ops.operations"},
     "ops.operations": {"ops.signatures"},

@@ -16,11 +16,9 @@ memory.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
+import io
 import os
 import re
-import stat
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -29,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from mudreamer_fast._replay import Progress, ReplayStore, SegmentPart, StorageError
+from mudreamer_fast.disk.lock import LockedError, open_locked
 from mudreamer_fast.disk.manifest import (
     ManifestError,
     read_manifest,
@@ -48,8 +47,6 @@ MOST_SEGMENTS = 32
 """Segments of a small buffer at most: keeps the ring's one to two extra segments small."""
 
 _FILE = re.compile(r"segment-[0-9]{8,18}\.bin")
-_CAREFULLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-"""Follows no symbolic link and waits for nobody, where a pipe stands in a file's place."""
 
 
 @dataclass(frozen=True)
@@ -229,26 +226,14 @@ class Storage:
         """The files in the folder that have a segment's name."""
         return (path for path in self._folder.iterdir() if _FILE.fullmatch(path.name))
 
-    def _take_lock(self) -> Any:
-        path = self._folder / "lock"
+    def _take_lock(self) -> io.FileIO:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | _CAREFULLY, 0o666), "rb")
+            return open_locked(self._folder / "lock")
         except OSError as error:
-            link = error.errno == errno.ELOOP
-            reason = "its lock is no regular file" if link else error.strerror
-            raise StorageError(f"cannot use {self._folder}: {reason}") from error
-        if not stat.S_ISREG(os.fstat(lock.fileno()).st_mode):
-            lock.close()
-            raise StorageError(f"cannot use {self._folder}: its lock is no regular file")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            busy = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+            busy = isinstance(error, LockedError)
             reason = "another process or buffer uses it" if busy else error.strerror
             raise StorageError(f"cannot use {self._folder}: {reason}") from error
-        return lock
 
     def _identity(self) -> dict[str, Any]:
         fields = [
