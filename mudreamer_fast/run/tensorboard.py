@@ -31,7 +31,9 @@ class TensorBoardWriter:
         self._event, self._summary = Event, Summary
         folder.mkdir(parents=True, exist_ok=True)
         seconds, fraction = divmod(time.time_ns(), 10**9)
-        name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{fraction}"
+        owner = f"{socket.gethostname()}.{os.getpid()}"
+        # Readers take files in the order of their names, which is that of time by these zeros.
+        name = f"events.out.tfevents.{seconds:010d}.{owner}.{fraction:09d}"
         self._file: BinaryIO = (folder / name).open("wb")
         self._records = RecordWriter(self._file)
         self._write(file_version="brain.Event:2")

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,18 @@ def test_resumed_log_has_no_steps_twice(tmp_path: Path) -> None:
         (25, -25.0),
     ]
     assert [step for step, _, _ in events(tmp_path)] == [10, 20, 25]
+
+
+def test_names_of_event_files_are_in_the_order_of_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = []
+    for nanoseconds in (7 * 10**9 + 98_000_000, 7 * 10**9 + 500_000_000):
+        monkeypatch.setattr(time, "time_ns", lambda now=nanoseconds: now)
+        TensorBoardWriter(tmp_path).close()
+        (new,) = {path.name for path in tmp_path.iterdir()} - set(names)
+        names.append(new)
+    assert names == sorted(names)
 
 
 def test_dropping_lines_of_no_file_makes_none(tmp_path: Path) -> None:
