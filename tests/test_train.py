@@ -721,6 +721,19 @@ def test_an_error_in_an_update_saves_what_was_learned_before(
     assert checkpoint.load(tmp_path / "checkpoint")["agent"]["updates"] == 5
 
 
+def test_a_line_written_after_the_last_checkpoint_is_there_once_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "present", lambda *_: 1 / 0)
+    monkeypatch.setattr(trainer.Trainer, "rescue", lambda _: None)
+    config = tiny_run.config(eval_every_env_steps=0)
+    for resume in (False, True):
+        with pytest.raises(ZeroDivisionError):
+            train(config, tmp_path, resume)
+    written = lines(tmp_path)
+    assert [line["env_steps"] for line in written if "evaluation/score" in line] == [120]
+
+
 def test_what_cannot_be_saved_on_the_way_out_does_not_hide_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

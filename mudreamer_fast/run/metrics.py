@@ -28,6 +28,7 @@ class MetricsLogger:
         self,
         folder: str | os.PathLike[str],
         resume_env_steps: int | None = None,
+        resume_seconds: float = math.inf,
         tensorboard: bool = True,
         warn: Callable[[str], None] | None = None,
     ) -> None:
@@ -37,6 +38,8 @@ class MetricsLogger:
             folder: run folder.
             resume_env_steps: step of the checkpoint resumed from: later lines, which the resumed
                 run will write anew, are dropped. None starts a new log.
+            resume_seconds: wall time of the run at that checkpoint: what was written later at its
+                very step is dropped too.
             tensorboard: also write TensorBoard events, where the package is installed.
             warn: shows one line to the user; standard error by default.
         """
@@ -51,7 +54,7 @@ class MetricsLogger:
         self._board: TensorBoardWriter | None = None
         self._folder.mkdir(parents=True, exist_ok=True)
         if resume_env_steps is not None:
-            drop_lines_after(self._path, resume_env_steps)
+            drop_lines_after(self._path, resume_env_steps, resume_seconds)
         self._wants_board = tensorboard and self._has_tensorboard()
 
     def add(self, values: Mapping[str, float]) -> None:
@@ -152,11 +155,23 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def drop_lines_after(path: Path, env_steps: int) -> None:
-    """Keeps the lines of a metrics file up to `env_steps`, by an atomic replacement."""
+def drop_lines_after(path: Path, env_steps: int, seconds: float = math.inf) -> None:
+    """Keeps the lines of a metrics file up to a moment of the run, by an atomic replacement.
+
+    Args:
+        path: the file; none is made where it is missing.
+        env_steps: of the last lines to keep.
+        seconds: wall time of the last line to keep at that step.
+    """
     if not path.exists():
         return
-    kept = [json.dumps(row) for row in read_lines(path) if row["env_steps"] <= env_steps]
+
+    def kept(row: Mapping[str, Any]) -> bool:
+        if row["env_steps"] != env_steps or not is_number(row.get("seconds")):
+            return bool(row["env_steps"] <= env_steps)
+        return bool(row["seconds"] <= round(seconds, 3))  # to which lines are rounded
+
+    lines = [json.dumps(row) for row in read_lines(path) if kept(row)]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
+    temporary.write_text("".join(line + "\n" for line in lines))
     os.replace(temporary, path)

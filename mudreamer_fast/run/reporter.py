@@ -129,7 +129,8 @@ class Reporter:
     Args:
         config: the run's settings.
         folder: run folder.
-        resume_env_steps: see `MetricsLogger`.
+        resumed_at: environment steps and seconds of the run when the checkpoint that it goes on
+            from was made; None for a new run.
         policy_entropy: the lowest and the highest that the policy can have, nats.
     """
 
@@ -137,12 +138,13 @@ class Reporter:
         self,
         config: Config,
         folder: Path,
-        resume_env_steps: int | None,
+        resumed_at: tuple[int, float] | None,
         policy_entropy: tuple[float, float],
     ) -> None:
         self.config, self._folder = config, folder
         self.progress = Progress(config.train.log_every_seconds)
-        self.logger = MetricsLogger(folder, resume_env_steps, warn=self.progress.message)
+        env_steps, seconds = resumed_at or (None, math.inf)
+        self.logger = MetricsLogger(folder, env_steps, seconds, warn=self.progress.message)
         self.last_score: float | None = None
         self._watch = LearningWatch(config.model, policy_entropy)
         self._speed = Speed()

@@ -79,7 +79,7 @@ class Trainer:
                 self._hand_over()
             write_config(config, self.folder.config)
             write_json(self.folder.operations, self.agent.operations.facts())
-            resumed_at = self.pace.env_steps if resume else None
+            resumed_at = (self.pace.env_steps, self.counters.seconds) if resume else None
             self.reporter = Reporter(config, run_dir, resumed_at, self.agent.policy_entropy)
             self._open.callback(self.reporter.close)
             parts = self.agent, self.replay, self.batches, self.reporter, self._history

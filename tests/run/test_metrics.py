@@ -79,6 +79,19 @@ def test_resumed_log_has_no_steps_twice(tmp_path: Path) -> None:
     assert [step for step, _, _ in events(tmp_path)] == [10, 20, 25]
 
 
+def test_resumed_log_keeps_what_was_written_before_the_checkpoint_at_its_step(
+    tmp_path: Path,
+) -> None:
+    logger = MetricsLogger(tmp_path, tensorboard=False)
+    for step, seconds in ((10, 9.0), (20, 1.0), (20, 2.0006), (20, 2.1), (30, 1.5)):
+        logger.write(step, seconds, {})
+    MetricsLogger(tmp_path, 20, 1.5, tensorboard=False)
+    kept = [(line["env_steps"], line["seconds"]) for line in lines(tmp_path)]
+    assert kept == [(10, 9.0), (20, 1.0)]
+    MetricsLogger(tmp_path, 20, 0.9996, tensorboard=False)  # written as 1.0
+    assert len(lines(tmp_path)) == 2
+
+
 def test_names_of_event_files_are_in_the_order_of_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
