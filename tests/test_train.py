@@ -721,6 +721,27 @@ def test_an_error_in_an_update_saves_what_was_learned_before(
     assert checkpoint.load(tmp_path / "checkpoint")["agent"]["updates"] == 5
 
 
+@pytest.mark.parametrize("overlap", ["on", "off"])
+def test_of_several_updates_those_that_an_error_left_undone_are_owed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: str
+) -> None:
+    config = tiny_run.config(overlap=overlap, train_ratio=22.5)  # three updates for two steps
+    assert config.updates_per_policy_step == 1.5
+    update = Agent.update
+
+    def fail(agent: Agent, batch: Any) -> dict[str, float]:
+        if agent.updates == 5:
+            raise RuntimeError("out of luck")
+        return update(agent, batch)
+
+    monkeypatch.setattr(Agent, "update", fail)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        train(config, tmp_path)
+    counters = checkpoint.load(tmp_path / "checkpoint")["counters"]
+    earned = 1.5 * counters["learning_policy_steps"]
+    assert counters["update_credit"] == earned - 5
+
+
 def test_a_line_written_after_the_last_checkpoint_is_there_once_after_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from mudreamer_fast.learner import Learner, Update
 from mudreamer_fast.run.guard import FiniteGuard
 from mudreamer_fast.run.pace import Pace
@@ -23,7 +27,7 @@ class Lessons:
         self._learner, self._pace = learner, pace
         self._saver, self._reporter = saver, reporter
         self._guard = FiniteGuard(self._bring_back)
-        self._started = 0
+        self._undone = 0
 
     @property
     def skipped(self) -> int:
@@ -38,20 +42,28 @@ class Lessons:
     def start(self, update: Update) -> None:
         """Have `update` called as often as the steps taken so far have earned."""
         self.finish()
-        self._started = self._pace.take_updates()
-        self._learner.start(update, self._started)
+
+        def counted(batch: Mapping[str, Tensor]) -> dict[str, float]:
+            metrics = update(batch)
+            self._undone -= 1
+            return metrics
+
+        self._undone = self._pace.take_updates()
+        self._learner.start(counted, self._undone)
         if not self._learner.in_background:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the updates under way; those that a stop left undone are still owed.
+        """Wait for the updates under way; those that a stop or an error left undone are still owed.
 
         Raises:
             NotFiniteError: they stay infinite or NaN, even from earlier weights.
         """
-        done = self._learner.finish()
-        self._pace.give_back(self._started - len(done))
-        self._started = 0
+        try:
+            done = self._learner.finish()
+        finally:
+            self._pace.give_back(self._undone)
+            self._undone = 0
         for metrics in done:
             self._reporter.update(metrics)
             self._guard.check(metrics)
