@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import re
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from pathlib import Path
@@ -567,6 +569,34 @@ def test_minutes_run_out_before_the_steps_do(tmp_path: Path, clock: SimpleNamesp
     assert 60 < result.seconds < 70
     with pytest.raises(ConfigError, match="is over"):  # the time is that of the whole run
         train(config, tmp_path, resume=True)
+
+
+def test_a_wall_clock_that_jumps_by_hours_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jumps = itertools.cycle((0.0, 5 * 3600.0, -30 * 3600.0))
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+    saves, save = [], saving.Saver.save
+
+    def count(saver: saving.Saver) -> None:
+        saves.append(saver)
+        save(saver)
+
+    monkeypatch.setattr(saving.Saver, "save", count)
+    hours = tiny_run.config(max_minutes=200.0, checkpoint_every_seconds=7200.0)
+    result = train(hours, tmp_path)
+    assert result.env_steps == 120
+    assert result.evaluation is not None
+    assert len(saves) == 2  # the first and the last
+    seconds = [line["seconds"] for line in lines(tmp_path)]
+    assert seconds == sorted(seconds)
+    assert 0 <= seconds[0] <= seconds[-1] < 3600
+    rates = [
+        line["speed/env_steps_per_second"] for line in lines(tmp_path) if "run/updates" in line
+    ]
+    assert min(rates) >= 0
+    assert max(rates) > 0
 
 
 def test_time_left_keeps_the_final_evaluation_back(tmp_path: Path, clock: SimpleNamespace) -> None:
