@@ -402,22 +402,34 @@ def _unframe(message: str, program: str) -> str:
 
 def _is_expected(error: Exception) -> bool:
     """Whether an error is the user's or the machine's rather than the program's."""
-    if isinstance(error, ConfigError | OSError | ImportError | MemoryError):
+    if isinstance(error, ConfigError | OSError | ImportError):
         return True
     from mudreamer_fast.disk.checkpoint import CheckpointError
     from mudreamer_fast.envs.vector_env import EnvError
     from mudreamer_fast.replay import NonFiniteError, StorageError
     from mudreamer_fast.run.guard import NotFiniteError
 
-    out_of_memory = type(error).__name__ == "OutOfMemoryError"  # the GPU's, without importing torch
     ours = CheckpointError | EnvError | NonFiniteError | NotFiniteError | StorageError
-    return out_of_memory or isinstance(error, ours)
+    return _out_of_memory(error) or isinstance(error, ours)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory was refused, by whichever allocator; PyTorch's are known without its import.
+
+    That of the GPU has an exception of its own, that of the CPU has none.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split())
+    if _out_of_memory(error) and "out of memory" not in text:  # the GPU's says so itself
+        return f"out of memory: {text}" if text else "out of memory"
+    return text or type(error).__name__
 
 
 if __name__ == "__main__":

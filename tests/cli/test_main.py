@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mudreamer_fast import train
@@ -409,6 +412,46 @@ def test_error_in_a_run_is_one_line_after_how_to_go_on(
     *_, go_on, error = capsys.readouterr().err.splitlines()
     assert go_on == f"ended; go on with: mudreamer-fast train --resume {folder}"
     assert error == "error: a simulator has crashed"
+
+
+def refuse_memory() -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("allocate", "line"),
+    [
+        (refuse_memory, "error: out of memory"),
+        (lambda: np.empty(2**50), "error: out of memory: Unable to allocate 8.00 PiB"),
+        (lambda: torch.empty(2**50), "error: out of memory: .*tried to allocate 4503599627370496"),
+    ],
+)
+def test_refused_memory_in_a_run_is_one_line_and_what_was_learned_is_saved(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    allocate: Callable[[], object],
+    line: str,
+) -> None:
+    collect, calls = Collector.collect, 0
+
+    def fail(self: Collector, steps: int) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 14:
+            allocate()
+        return collect(self, steps)
+
+    monkeypatch.setattr(Collector, "collect", fail)
+    folder = tmp_path / "run"
+    config = tiny_run.config(eval_every_env_steps=0, eval_episodes=1)
+    assert main(["train", *tiny_run.options(config, folder)]) == 2
+    *_, go_on, error = capsys.readouterr().err.splitlines()
+    assert go_on == f"ended; go on with: mudreamer-fast train --resume {folder}"
+    assert re.match(line, error)
+    saved = checkpoint.load(folder / "checkpoint")
+    assert saved["counters"]["policy_steps"] == 2 * 14
+    assert saved["agent"]["updates"] > 0
 
 
 def test_one_command_starts_a_run_and_goes_on_with_it(
