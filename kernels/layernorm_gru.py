@@ -14,6 +14,9 @@ from mudreamer_fast.kernels import tiles
 from mudreamer_fast.kernels.checks import check
 from mudreamer_fast.ops.signatures import NormLinear
 
+AFFINE_ROWS, AFFINE_COLUMNS = 16, 64
+"""Rows and columns of a tile of the kernel that sums over rows."""
+
 
 @triton.jit
 def _tanh(x):
@@ -25,6 +28,27 @@ def next_state(b_reset, b_candidate, b_update, b_state):
     """The state after a step, from the gates behind their norm and the state before."""
     b_candidate = _tanh(tl.sigmoid(b_reset) * b_candidate)
     return b_state + tl.sigmoid(b_update - 1.0) * (b_candidate - b_state)
+
+
+@triton.jit
+def gate_gradients(b_grad, b_reset, b_inner, b_update, b_state):
+    """Gradients of the gates behind their norm, and of the state before, from the state after's."""
+    b_reset = tl.sigmoid(b_reset)
+    b_candidate = _tanh(b_reset * b_inner)
+    b_update = tl.sigmoid(b_update - 1.0)
+    b_grad_u = b_grad * (b_candidate - b_state) * b_update * (1.0 - b_update)
+    b_grad_c = b_grad * b_update * (1.0 - b_candidate * b_candidate)
+    b_grad_r = b_grad_c * b_inner * b_reset * (1.0 - b_reset)
+    return b_grad_r, b_grad_c * b_reset, b_grad_u, b_grad * (1.0 - b_update)
+
+
+@triton.jit
+def _load_gates(p_gates, m_col, WIDTH: tl.constexpr):
+    """Reset, candidate and update of whatever has all three side by side."""
+    b_reset = tl.load(p_gates, mask=m_col, other=0.0).to(tl.float32)
+    b_candidate = tl.load(p_gates + WIDTH, mask=m_col, other=0.0).to(tl.float32)
+    b_update = tl.load(p_gates + 2 * WIDTH, mask=m_col, other=0.0).to(tl.float32)
+    return b_reset, b_candidate, b_update
 
 
 @triton.jit
@@ -43,24 +67,20 @@ def layernorm_gru_fwd_kernel(
     i_row = tl.program_id(0).to(tl.int64)
     o_col = tl.arange(0, BLOCK)
     m_col = o_col < WIDTH
-    p_row = p_gates + i_row * (3 * WIDTH) + o_col
-    b_reset = tl.load(p_row, mask=m_col, other=0.0).to(tl.float32)
-    b_candidate = tl.load(p_row + WIDTH, mask=m_col, other=0.0).to(tl.float32)
-    b_update = tl.load(p_row + 2 * WIDTH, mask=m_col, other=0.0).to(tl.float32)
+    b_reset, b_candidate, b_update = _load_gates(
+        p_gates + i_row * (3 * WIDTH) + o_col, m_col, WIDTH
+    )
     b_mean = tl.sum(b_reset + b_candidate + b_update) / (3 * WIDTH)
     b_reset = tl.where(m_col, b_reset - b_mean, 0.0)
     b_candidate = tl.where(m_col, b_candidate - b_mean, 0.0)
     b_update = tl.where(m_col, b_update - b_mean, 0.0)
     b_square = b_reset * b_reset + b_candidate * b_candidate + b_update * b_update
     b_scale = 1.0 / tl.sqrt(tl.sum(b_square) / (3 * WIDTH) + eps)
-    p_weight += o_col
-    p_bias += o_col
-    b_reset = b_reset * b_scale * tl.load(p_weight, mask=m_col, other=0.0).to(tl.float32)
-    b_reset += tl.load(p_bias, mask=m_col, other=0.0).to(tl.float32)
-    b_candidate *= b_scale * tl.load(p_weight + WIDTH, mask=m_col, other=0.0).to(tl.float32)
-    b_candidate += tl.load(p_bias + WIDTH, mask=m_col, other=0.0).to(tl.float32)
-    b_update *= b_scale * tl.load(p_weight + 2 * WIDTH, mask=m_col, other=0.0).to(tl.float32)
-    b_update += tl.load(p_bias + 2 * WIDTH, mask=m_col, other=0.0).to(tl.float32)
+    b_weight_r, b_weight_c, b_weight_u = _load_gates(p_weight + o_col, m_col, WIDTH)
+    b_bias_r, b_bias_c, b_bias_u = _load_gates(p_bias + o_col, m_col, WIDTH)
+    b_reset = b_reset * b_scale * b_weight_r + b_bias_r
+    b_candidate = b_candidate * b_scale * b_weight_c + b_bias_c
+    b_update = b_update * b_scale * b_weight_u + b_bias_u
     b_state = tl.load(p_state + i_row * s_state + o_col, mask=m_col, other=0.0).to(tl.float32)
     b_out = next_state(b_reset, b_candidate, b_update, b_state)
     tl.store(p_out + i_row * s_out + o_col, b_out.to(p_out.dtype.element_ty), mask=m_col)
@@ -75,91 +95,112 @@ def layernorm_gru_bwd_kernel(
     p_bias,  # (3 * WIDTH,)
     p_grad_gates,  # (rows, 3 * WIDTH), contiguous
     p_grad_state,  # (rows, WIDTH), contiguous
-    p_partial,  # (programs, 6, WIDTH), float32: shares of the gradients of weight and bias
+    p_statistics,  # (rows, 2) float32: the norm's mean and inverse deviation
     s_state,
-    rows,
     eps,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    AFFINE: tl.constexpr,
 ):
-    i_program = tl.program_id(0).to(tl.int64)
+    i_row = tl.program_id(0).to(tl.int64)
     o_col = tl.arange(0, BLOCK)
     m_col = o_col < WIDTH
-    p_weight += o_col
-    p_bias += o_col
-    b_weight_r = tl.load(p_weight, mask=m_col, other=0.0).to(tl.float32)
-    b_weight_c = tl.load(p_weight + WIDTH, mask=m_col, other=0.0).to(tl.float32)
-    b_weight_u = tl.load(p_weight + 2 * WIDTH, mask=m_col, other=0.0).to(tl.float32)
-    b_bias_r = tl.load(p_bias, mask=m_col, other=0.0).to(tl.float32)
-    b_bias_c = tl.load(p_bias + WIDTH, mask=m_col, other=0.0).to(tl.float32)
-    b_bias_u = tl.load(p_bias + 2 * WIDTH, mask=m_col, other=0.0).to(tl.float32)
-    b_sum_wr = tl.zeros((BLOCK,), tl.float32)
-    b_sum_wc = tl.zeros((BLOCK,), tl.float32)
-    b_sum_wu = tl.zeros((BLOCK,), tl.float32)
-    b_sum_br = tl.zeros((BLOCK,), tl.float32)
-    b_sum_bc = tl.zeros((BLOCK,), tl.float32)
-    b_sum_bu = tl.zeros((BLOCK,), tl.float32)
-    for i in range(ROWS):
-        i_row = i_program * ROWS + i
-        m_row = o_col < tl.where(i_row < rows, WIDTH, 0)
-        p_row = p_gates + i_row * (3 * WIDTH) + o_col
-        b_r = tl.load(p_row, mask=m_row, other=0.0).to(tl.float32)
-        b_c = tl.load(p_row + WIDTH, mask=m_row, other=0.0).to(tl.float32)
-        b_u = tl.load(p_row + 2 * WIDTH, mask=m_row, other=0.0).to(tl.float32)
-        b_mean = tl.sum(b_r + b_c + b_u) / (3 * WIDTH)
-        b_r = tl.where(m_col, b_r - b_mean, 0.0)
-        b_c = tl.where(m_col, b_c - b_mean, 0.0)
-        b_u = tl.where(m_col, b_u - b_mean, 0.0)
-        b_scale = 1.0 / tl.sqrt(tl.sum(b_r * b_r + b_c * b_c + b_u * b_u) / (3 * WIDTH) + eps)
-        b_r *= b_scale
-        b_c *= b_scale
-        b_u *= b_scale
-        b_reset = tl.sigmoid(b_r * b_weight_r + b_bias_r)
-        b_inner = b_c * b_weight_c + b_bias_c
-        b_candidate = _tanh(b_reset * b_inner)
-        b_update = tl.sigmoid(b_u * b_weight_u + b_bias_u - 1.0)
-        b_state = tl.load(p_state + i_row * s_state + o_col, mask=m_row, other=0.0).to(tl.float32)
-        b_grad = tl.load(p_grad + i_row * WIDTH + o_col, mask=m_row, other=0.0).to(tl.float32)
-        tl.store(
-            p_grad_state + i_row * WIDTH + o_col,
-            (b_grad * (1.0 - b_update)).to(p_grad_state.dtype.element_ty),
-            mask=m_row,
+    b_r, b_c, b_u = _load_gates(p_gates + i_row * (3 * WIDTH) + o_col, m_col, WIDTH)
+    b_mean = tl.sum(b_r + b_c + b_u) / (3 * WIDTH)
+    b_r = tl.where(m_col, b_r - b_mean, 0.0)
+    b_c = tl.where(m_col, b_c - b_mean, 0.0)
+    b_u = tl.where(m_col, b_u - b_mean, 0.0)
+    b_scale = 1.0 / tl.sqrt(tl.sum(b_r * b_r + b_c * b_c + b_u * b_u) / (3 * WIDTH) + eps)
+    tl.store(p_statistics + i_row * 2, b_mean)
+    tl.store(p_statistics + i_row * 2 + 1, b_scale)
+    b_r *= b_scale
+    b_c *= b_scale
+    b_u *= b_scale
+    b_weight_r, b_weight_c, b_weight_u = _load_gates(p_weight + o_col, m_col, WIDTH)
+    b_bias_r, b_bias_c, b_bias_u = _load_gates(p_bias + o_col, m_col, WIDTH)
+    b_state = tl.load(p_state + i_row * s_state + o_col, mask=m_col, other=0.0).to(tl.float32)
+    b_grad = tl.load(p_grad + i_row * WIDTH + o_col, mask=m_col, other=0.0).to(tl.float32)
+    b_grad_r, b_grad_c, b_grad_u, b_grad = gate_gradients(
+        b_grad,
+        b_r * b_weight_r + b_bias_r,
+        b_c * b_weight_c + b_bias_c,
+        b_u * b_weight_u + b_bias_u,
+        b_state,
+    )
+    p_grad_state += i_row * WIDTH + o_col
+    tl.store(p_grad_state, b_grad.to(p_grad_state.dtype.element_ty), mask=m_col)
+    b_grad_r *= b_weight_r
+    b_grad_c *= b_weight_c
+    b_grad_u *= b_weight_u
+    b_mean = tl.sum(b_grad_r + b_grad_c + b_grad_u) / (3 * WIDTH)
+    b_along = tl.sum(b_grad_r * b_r + b_grad_c * b_c + b_grad_u * b_u) / (3 * WIDTH)
+    p_row = p_grad_gates + i_row * (3 * WIDTH) + o_col
+    dtype: tl.constexpr = p_grad_gates.dtype.element_ty
+    tl.store(p_row, ((b_grad_r - b_mean - b_r * b_along) * b_scale).to(dtype), mask=m_col)
+    p_row += WIDTH
+    tl.store(p_row, ((b_grad_c - b_mean - b_c * b_along) * b_scale).to(dtype), mask=m_col)
+    p_row += WIDTH
+    tl.store(p_row, ((b_grad_u - b_mean - b_u * b_along) * b_scale).to(dtype), mask=m_col)
+
+
+@triton.jit
+def layernorm_gru_affine_kernel(
+    p_grad,  # (rows, WIDTH), contiguous
+    p_gates,  # (rows, 3 * WIDTH), contiguous
+    p_state,  # (rows, WIDTH), row stride s_state
+    p_weight,  # (3 * WIDTH,)
+    p_bias,  # (3 * WIDTH,)
+    p_statistics,  # (rows, 2) float32, as the backward kernel left them
+    p_partial,  # (programs, 2, 3 * WIDTH) float32: shares of the gradients of weight and bias
+    s_state,
+    rows,
+    WIDTH: tl.constexpr,
+    EACH: tl.constexpr,  # rows of a program
+    ROWS: tl.constexpr,  # of them at a time
+    COLUMNS: tl.constexpr,
+):
+    i_program = tl.program_id(0)
+    o_col = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    m_col = o_col < WIDTH
+    b_weight_r, b_weight_c, b_weight_u = _load_gates(p_weight + o_col, m_col, WIDTH)
+    b_bias_r, b_bias_c, b_bias_u = _load_gates(p_bias + o_col, m_col, WIDTH)
+    b_zeros = tl.zeros((COLUMNS,), tl.float32)
+    b_scale_r, b_scale_c, b_scale_u = b_zeros, b_zeros, b_zeros
+    b_shift_r, b_shift_c, b_shift_u = b_zeros, b_zeros, b_zeros
+    for i in range(0, EACH, ROWS):
+        o_row = (i_program * EACH + i + tl.arange(0, ROWS)).to(tl.int64)
+        m_row = o_row < rows
+        m_tile = m_row[:, None] & m_col[None, :]
+        b_mean = tl.load(p_statistics + o_row * 2, mask=m_row, other=0.0)
+        b_rate = tl.load(p_statistics + o_row * 2 + 1, mask=m_row, other=0.0)
+        p_row = p_gates + o_row[:, None] * (3 * WIDTH) + o_col[None, :]
+        b_r, b_c, b_u = _load_gates(p_row, m_tile, WIDTH)
+        b_r = (b_r - b_mean[:, None]) * b_rate[:, None]
+        b_c = (b_c - b_mean[:, None]) * b_rate[:, None]
+        b_u = (b_u - b_mean[:, None]) * b_rate[:, None]
+        p_row = p_state + o_row[:, None] * s_state + o_col[None, :]
+        b_state = tl.load(p_row, mask=m_tile, other=0.0).to(tl.float32)
+        p_row = p_grad + o_row[:, None] * WIDTH + o_col[None, :]
+        b_grad = tl.load(p_row, mask=m_tile, other=0.0).to(tl.float32)
+        b_grad_r, b_grad_c, b_grad_u, _ = gate_gradients(
+            b_grad,
+            b_r * b_weight_r[None, :] + b_bias_r[None, :],
+            b_c * b_weight_c[None, :] + b_bias_c[None, :],
+            b_u * b_weight_u[None, :] + b_bias_u[None, :],
+            b_state,
         )
-        b_grad_u = b_grad * (b_candidate - b_state) * b_update * (1.0 - b_update)
-        b_grad_c = b_grad * b_update * (1.0 - b_candidate * b_candidate)
-        b_grad_r = b_grad_c * b_inner * b_reset * (1.0 - b_reset)
-        b_grad_c = b_grad_c * b_reset
-        if AFFINE:
-            b_sum_wr += b_grad_r * b_r
-            b_sum_wc += b_grad_c * b_c
-            b_sum_wu += b_grad_u * b_u
-            b_sum_br += b_grad_r
-            b_sum_bc += b_grad_c
-            b_sum_bu += b_grad_u
-        b_grad_r *= b_weight_r
-        b_grad_c *= b_weight_c
-        b_grad_u *= b_weight_u
-        b_mean = tl.sum(b_grad_r + b_grad_c + b_grad_u) / (3 * WIDTH)
-        b_along = tl.sum(b_grad_r * b_r + b_grad_c * b_c + b_grad_u * b_u) / (3 * WIDTH)
-        p_row = p_grad_gates + i_row * (3 * WIDTH) + o_col
-        dtype: tl.constexpr = p_grad_gates.dtype.element_ty
-        tl.store(p_row, ((b_grad_r - b_mean - b_r * b_along) * b_scale).to(dtype), mask=m_row)
-        tl.store(
-            p_row + WIDTH, ((b_grad_c - b_mean - b_c * b_along) * b_scale).to(dtype), mask=m_row
-        )
-        tl.store(
-            p_row + 2 * WIDTH, ((b_grad_u - b_mean - b_u * b_along) * b_scale).to(dtype), mask=m_row
-        )
-    if AFFINE:
-        p_partial += i_program * 6 * WIDTH + o_col
-        tl.store(p_partial, b_sum_wr, mask=m_col)
-        tl.store(p_partial + WIDTH, b_sum_wc, mask=m_col)
-        tl.store(p_partial + 2 * WIDTH, b_sum_wu, mask=m_col)
-        tl.store(p_partial + 3 * WIDTH, b_sum_br, mask=m_col)
-        tl.store(p_partial + 4 * WIDTH, b_sum_bc, mask=m_col)
-        tl.store(p_partial + 5 * WIDTH, b_sum_bu, mask=m_col)
+        b_scale_r += tl.sum(b_grad_r * b_r, 0)
+        b_scale_c += tl.sum(b_grad_c * b_c, 0)
+        b_scale_u += tl.sum(b_grad_u * b_u, 0)
+        b_shift_r += tl.sum(b_grad_r, 0)
+        b_shift_c += tl.sum(b_grad_c, 0)
+        b_shift_u += tl.sum(b_grad_u, 0)
+    p_partial += i_program * 6 * WIDTH + o_col
+    tl.store(p_partial, b_scale_r, mask=m_col)
+    tl.store(p_partial + WIDTH, b_scale_c, mask=m_col)
+    tl.store(p_partial + 2 * WIDTH, b_scale_u, mask=m_col)
+    tl.store(p_partial + 3 * WIDTH, b_shift_r, mask=m_col)
+    tl.store(p_partial + 4 * WIDTH, b_shift_c, mask=m_col)
+    tl.store(p_partial + 5 * WIDTH, b_shift_u, mask=m_col)
 
 
 class GruCellFunction(torch.autograd.Function):
@@ -186,24 +227,50 @@ class GruCellFunction(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         eps: float,
-        affine: bool = True,
-    ) -> tuple[Tensor, ...]:
-        """Gradients of gates and state, and with `affine` those of weight and bias."""
+        statistics: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of gates and state, and the norm's statistics, which `launch_affine` reads.
+
+        Args:
+            grad: (rows, D), contiguous.
+            gates: (rows, 3D), contiguous.
+            state: (rows, D).
+            weight: (3D,), of the norm.
+            bias: (3D,).
+            eps: added to the variance.
+            statistics: (rows, 2) float32 to fill in; None makes one.
+        """
         rows, width = state.shape
         grad_gates, grad_state = torch.empty_like(gates), torch.empty_like(grad)
-        each = tiles.rows_each(rows)
-        programs = -(-rows // each)
-        partial = torch.empty(programs if affine else 0, 2, 3 * width, device=gates.device)
+        if statistics is None:
+            statistics = torch.empty(rows, 2, device=gates.device)
         if rows:
-            layernorm_gru_bwd_kernel[(programs,)](
-                grad, gates, state, weight, bias, grad_gates, grad_state, partial, state.stride(0),
-                rows, eps, width, tiles.block(width), each, affine,
-                num_warps=tiles.warps(6 * width),
+            layernorm_gru_bwd_kernel[(rows,)](
+                grad, gates, state, weight, bias, grad_gates, grad_state, statistics,
+                state.stride(0), eps, width, tiles.block(width), num_warps=tiles.warps(3 * width),
             )  # fmt: skip
-        if not affine:
-            return grad_gates, grad_state
+        return grad_gates, grad_state, statistics
+
+    @staticmethod
+    def launch_affine(
+        grad: Tensor, gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of the norm's weight and bias, summed over rows.
+
+        Apart from `launch_backward`, so that a sequence needs one launch for all of its steps.
+        """
+        rows, width = state.shape
+        across = triton.cdiv(width, AFFINE_COLUMNS)
+        each = max(AFFINE_ROWS, tiles.rows_each(rows * across))
+        programs = triton.cdiv(rows, each)
+        partial = torch.empty(programs, 2, 3 * width, device=gates.device)
+        if rows:
+            layernorm_gru_affine_kernel[(programs, across)](
+                grad, gates, state, weight, bias, statistics, partial, state.stride(0), rows,
+                width, each, AFFINE_ROWS, AFFINE_COLUMNS, num_warps=4,
+            )  # fmt: skip
         grad_weight, grad_bias = partial.sum(0).to(weight.dtype)
-        return grad_gates, grad_state, grad_weight, grad_bias
+        return grad_weight, grad_bias
 
     @staticmethod
     def forward(
@@ -218,11 +285,12 @@ class GruCellFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_out,) = grads
-        affine = any(ctx.needs_input_grad[2:4])
-        gates, state, weight, bias = ctx.saved_tensors
-        grad = grad_out.contiguous()
-        out = GruCellFunction.launch_backward(grad, gates, state, weight, bias, ctx.eps, affine)
-        return *out, *([] if affine else [None, None]), None
+        saved, grad = ctx.saved_tensors, grad_out.contiguous()
+        grad_gates, grad_state, statistics = GruCellFunction.launch_backward(grad, *saved, ctx.eps)
+        affine: tuple[Tensor | None, ...] = (None, None)
+        if any(ctx.needs_input_grad[2:4]):
+            affine = GruCellFunction.launch_affine(grad, *saved, statistics)
+        return grad_gates, grad_state, *affine, None
 
 
 def layernorm_gru(u: Tensor, h: Tensor, layer: NormLinear, eps: float) -> Tensor:

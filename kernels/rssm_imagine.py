@@ -372,15 +372,10 @@ def _through_dynamics(
         )[0]
         grad_deter = torch.addmm(grad_deter, grad, weights.prior_hidden.weight)
         state = buffer[t, :, hidden : hidden + width]
-        grad_gates, grad_deter = GruCellFunction.launch_backward(
-            grad_deter,
-            gates[t],
-            state,
-            weights.gru.norm_weight,
-            weights.gru.norm_bias,
-            shape.eps,
-            affine=False,
-        )[:2]
+        layer = weights.gru
+        grad_gates, grad_deter, _ = GruCellFunction.launch_backward(
+            grad_deter, gates[t], state, layer.norm_weight, layer.norm_bias, shape.eps
+        )
         grad = grad_gates @ weights.gru.weight
         grad_deter += grad[:, hidden:]
         grad = NormActFunction.launch_backward(

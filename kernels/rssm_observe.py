@@ -213,10 +213,9 @@ def _backward_at_once(
         layer.norm_bias, shape.eps,
     )  # fmt: skip
     layer, states = weights.gru, saved.buffer[:, :, hidden : hidden + width].flatten(0, 1)
-    grad_gates, _, *gates_norm = GruCellFunction.launch_backward(
-        steps.deter.flatten(0, 1), saved.gates.flatten(0, 1), states, layer.norm_weight,
-        layer.norm_bias, shape.eps,
-    )  # fmt: skip
+    cell = steps.deter.flatten(0, 1), saved.gates.flatten(0, 1), states, *layer[1:]
+    grad_gates, _, statistics = GruCellFunction.launch_backward(*cell, shape.eps)
+    gates_norm = [*GruCellFunction.launch_affine(*cell, statistics)]
     layer = weights.hidden
     if shape.batch_norm is None:
         grad_hidden, *hidden_norm = NormActFunction.launch_backward(

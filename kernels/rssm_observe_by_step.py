@@ -205,12 +205,15 @@ def backward_by_step(
         hidden=torch.empty_like(saved.hidden_pre),
         logits=torch.empty_like(saved.logits),
         input_norm=zeros(weights.input),
-        gates_norm=zeros(weights.gru),
+        gates_norm=[],
         hidden_norm=zeros(weights.hidden),
         deter=grad_deter,
         stoch=grad_stoch,
         first=saved.deters.new_zeros(width),
     )
+    states = saved.buffer[:, :, hidden : hidden + width]
+    grad_deters = torch.empty_like(saved.deters)
+    statistics = torch.empty(steps, rows, 2, device=grad_deters.device)
     for t in reversed(range(steps)):
         grad_deter = plus(grad_deter, grad_outputs.deter, t)
         grad_stoch = plus(grad_stoch, grad_outputs.stoch, t)
@@ -221,13 +224,13 @@ def backward_by_step(
             gradients.logits[t] @ weights.out.weight, saved, t, weights.hidden, shape
         )
         _add(gradients.hidden_norm, affine)
-        grad_deter = torch.addmm(grad_deter, gradients.hidden[t], weights.hidden.weight)
+        torch.addmm(grad_deter, gradients.hidden[t], weights.hidden.weight, out=grad_deters[t])
 
-        state, layer = saved.buffer[t, :, hidden : hidden + width], weights.gru
-        gradients.gates[t], grad_kept, *affine = GruCellFunction.launch_backward(
-            grad_deter, saved.gates[t], state, layer.norm_weight, layer.norm_bias, shape.eps
-        )
-        _add(gradients.gates_norm, affine)
+        layer = weights.gru
+        gradients.gates[t], grad_kept, _ = GruCellFunction.launch_backward(
+            grad_deters[t], saved.gates[t], states[t], layer.norm_weight, layer.norm_bias,
+            shape.eps, statistics[t],
+        )  # fmt: skip
         through = gradients.gates[t] @ weights.gru.weight
         grad_deter = plus(grad_kept + through[:, hidden:], grad_outputs.previous_deter, t)
 
@@ -243,7 +246,11 @@ def backward_by_step(
         gradients.first.add_((grad_deter * reset).sum(0))
         grad_deter = grad_deter.masked_fill(reset, 0.0)
         grad_stoch = grad_stoch.masked_fill(reset, 0.0)
-    return gradients._replace(deter=grad_deter, stoch=grad_stoch)
+    gates_norm = GruCellFunction.launch_affine(
+        grad_deters.flatten(0, 1), saved.gates.flatten(0, 1), states.flatten(0, 1),
+        *weights.gru[1:], statistics.flatten(0, 1),
+    )  # fmt: skip
+    return gradients._replace(gates_norm=[*gates_norm], deter=grad_deter, stoch=grad_stoch)
 
 
 def _hidden_backward(

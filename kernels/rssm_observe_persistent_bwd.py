@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mudreamer_fast.kernels.barrier import wait_for_all
 from mudreamer_fast.kernels.categorical import probs, to_logits
+from mudreamer_fast.kernels.layernorm_gru import gate_gradients
 from mudreamer_fast.kernels.rssm_observe_persistent import (
     COLUMNS,
     OPTIONS,
@@ -198,21 +199,16 @@ def _through_state(
     )
     b_scale_r, b_scale_c, b_scale_u = b_scales
     b_reset, b_inner, b_update = b_normed
-    b_reset = tl.sigmoid(b_reset)
-    b_candidate = 2.0 * tl.sigmoid(2.0 * b_reset * b_inner) - 1.0
-    b_update = tl.sigmoid(b_update - 1.0)
     p_state = (
         p_past.buffer + (step.start + i_row)[:, None] * step.s_buffer + C.HIDDEN + o_col[None, :]
     )
     b_state = tl.load(p_state, mask=m_tile, other=0.0).to(tl.float32)
     o_tile = (step.start + i_row)[:, None] * C.DETER + o_col[None, :]
-    tl.store(p_between.kept + o_tile, (b_grad * (1.0 - b_update)).to(dtype), mask=m_tile)
-    b_grad_u = b_grad * (b_candidate - b_state) * b_update * (1.0 - b_update)
-    b_grad_c = b_grad * b_update * (1.0 - b_candidate * b_candidate)
-    b_grad_r = b_grad_c * b_inner * b_reset * (1.0 - b_reset) * b_scale_r
-    b_grad_c = b_grad_c * b_reset * b_scale_c
-    b_grad_u = b_grad_u * b_scale_u
-    b_grads = (b_grad_r, b_grad_c, b_grad_u)
+    b_grad_r, b_grad_c, b_grad_u, b_kept = gate_gradients(
+        b_grad, b_reset, b_inner, b_update, b_state
+    )
+    tl.store(p_between.kept + o_tile, b_kept.to(dtype), mask=m_tile)
+    b_grads = (b_grad_r * b_scale_r, b_grad_c * b_scale_c, b_grad_u * b_scale_u)
     p_raw = p_between.raw_gates + (step.start + i_row)[:, None] * (3 * C.DETER) + o_col[None, :]
     for part in tl.static_range(3):
         tl.store(p_raw + part * C.DETER, b_grads[part].to(dtype), mask=m_tile)
