@@ -14,7 +14,7 @@ from mudreamer_fast.kernels import tiles
 from mudreamer_fast.kernels.checks import check
 from mudreamer_fast.ops.signatures import NormLinear
 
-AFFINE_ROWS, AFFINE_COLUMNS = 16, 64
+AFFINE_ROWS, AFFINE_COLUMNS = 8, 64
 """Rows and columns of a tile of the kernel that sums over rows."""
 
 

@@ -30,6 +30,7 @@ layer norms' scales and shifts.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -359,3 +360,13 @@ def programs(wanted: int, device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     return min(wanted, torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@functools.cache
+def shared_bytes(device: torch.device) -> int:
+    """The most shared memory that a program may ask for on a device, in bytes."""
+    if device.type != "cuda":
+        return 0
+    index = torch.cuda.current_device() if device.index is None else device.index
+    limits = triton.runtime.driver.active.utils.get_device_properties(index)
+    return int(limits["max_shared_mem"])

@@ -36,6 +36,7 @@ from mudreamer_fast.kernels.rssm_observe_persistent import (
     load_weight,
     product,
     programs,
+    shared_bytes,
     slice_of,
 )
 from mudreamer_fast.kernels.rssm_observe_persistent_norm import (
@@ -49,6 +50,9 @@ from mudreamer_fast.ops.signatures import BatchNormState, Linear
 
 KEPT_DTYPES = (torch.bfloat16,)
 """Weights of which a program can hold all that it multiplies with, at size S."""
+KEPT_BYTES = 131_072
+"""Shared memory with which it can: 114,688 under Triton 3.9 and 3.6, 122 KB under 3.8. Cards of
+compute capability 8.6, 8.9 and 12.0 have less."""
 
 
 class Kept(NamedTuple):
@@ -424,16 +428,23 @@ def rssm_observe_persistent_fwd_kernel(
 
 
 def keeping(
-    rows: int, hidden: int, deter: int, latents: int, dtype: torch.dtype, alone: bool
+    rows: int,
+    hidden: int,
+    deter: int,
+    latents: int,
+    dtype: torch.dtype,
+    alone: bool,
+    card_bytes: int,
 ) -> dict[str, Any]:
     """Whether the forward kernel keeps its weights from step to step, and its slices.
 
-    It does where a program has no more than one tile of a layer (`alone`) and registers and shared
-    memory hold what it multiplies with, as at size S; a slice is then a warp's share of all.
+    It does where a program has no more than one tile of a layer (`alone`) and registers and the
+    card's shared memory (`card_bytes`) hold what it multiplies with, as at size S; a slice is then
+    a warp's share of all.
     """
-    fits = dtype in KEPT_DTYPES and rows <= BLOCK and max(hidden, deter, latents // 2) <= NARROW
+    small = rows <= BLOCK and max(hidden, deter, latents // 2) <= NARROW
     widths = {"Z_SLICE": latents, "U_SLICE": hidden, "D_SLICE": deter}
-    if alone and fits:
+    if alone and small and dtype in KEPT_DTYPES and card_bytes >= KEPT_BYTES:
         whole = {name: max(16, tiles.block(width) // SLICES) for name, width in widths.items()}
         return {"KEEP": True, **whole}
     return {"KEEP": False, **dict.fromkeys(widths, slice_of(hidden, deter))}
@@ -480,6 +491,8 @@ def launch_forward(
         saved.buffer.stride(1), weights.input.weight.stride(0), weights.hidden.weight.stride(0),
         steps, eps, UNIMIX=unimix, NORM=norm,
         **constants(rows, hidden, deter, groups, classes, dtype),
-        **keeping(rows, hidden, deter, groups * classes, dtype, count >= work), **OPTIONS,
+        **keeping(
+            rows, hidden, deter, groups * classes, dtype, count >= work, shared_bytes(device)
+        ), **OPTIONS,
     )  # fmt: skip
     return Sums(input_sums, gate_sums, hidden_sums)

@@ -1,11 +1,15 @@
 """Compiles every kernel ahead of time, without a GPU, and prints what each needs as JSON.
 
-Run as a program, without TRITON_INTERPRET: `python -m tests.kernels.compile_kernels 90`. The sizes
-are those of size S; rows may be longer in larger sizes, which the launch shapes follow.
+    python -m tests.kernels.compile_kernels 90                # size S, as the tests do
+    python -m tests.kernels.compile_kernels 80 90 --sizes XS S M L XL --dtypes float32 bfloat16
+
+Run as a program, without TRITON_INTERPRET. `tests/kernels/cards.py` says what cards allow.
 """
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import json
 import re
 import subprocess
@@ -14,57 +18,84 @@ import tempfile
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from mudreamer_fast.config import SIZES, SizeName
 from mudreamer_fast.kernels import tiles
+from tests.kernels.cards import SHARED_BYTES
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-U, D, GROUPS, CLASSES, BINS, ACTIONS, STEPS = 512, 512, 32, 32, 255, 6, 16
-LAYER = {"WIDTH": U, "BLOCK": tiles.block(U)}
-CELL = {"WIDTH": D, "BLOCK": tiles.block(D)}
+ACTIONS, STEPS = 6, 16
+CLASS = 32
+"""Classes of a latent, and how many latents there are, in every size of the paper."""
 BATCH = {"ROWS_ALL": 16, "CHUNKS": 1, "ROWS": 64, "COLUMNS": 16, "USE_BATCH": True}
-START = {"DETER": D, "LATENTS": GROUPS * CLASSES, "TILE": 1024}
-CLASS = {"CLASSES": CLASSES, "UNIMIX": 0.01}
-LATENTS = CLASS | {"GROUPS": GROUPS}
-GROUP = {"TILE": 32, "BLOCK": 32}
-ROW = {"BINS": BINS, "BLOCK": tiles.block(BINS), "LIMIT": 20.0}
 RETURN = {"STEPS": STEPS, "FIRST": True, "TILE": 64}
 POLICY = {"SIZE": ACTIONS, "LOW": 0.1, "HIGH": 1.0, "SHIFT": 2.0, "TILE": 256}
 
-# Module, kernel, its constants, its warps.
-KERNELS: list[tuple[str, str, dict[str, Any], int]] = [
-    ("linear_norm_act", "linear_norm_act_fwd", LAYER, tiles.warps(U)),
-    (
-        "linear_norm_act",
-        "linear_norm_act_bwd",
-        LAYER | {"ROWS": 32, "AFFINE": True},
-        tiles.warps(U),
-    ),
-    ("layernorm_gru", "layernorm_gru_fwd", CELL, tiles.warps(3 * D)),
-    ("layernorm_gru", "layernorm_gru_bwd", CELL | {"ROWS": 2, "AFFINE": True}, tiles.warps(6 * D)),
-    ("batchnorm_posterior", "batchnorm_posterior_fwd", BATCH, 4),
-    ("batchnorm_posterior", "batchnorm_posterior_bwd", BATCH, 4),
-    ("categorical", "categorical_sample_fwd", LATENTS | GROUP, 4),
-    ("categorical", "categorical_sample_bwd", LATENTS | GROUP, 4),
-    ("categorical", "categorical_entropy_fwd", CLASS | GROUP, 4),
-    ("categorical", "categorical_entropy_bwd", CLASS | GROUP, 4),
-    ("categorical", "categorical_kl_fwd", LATENTS | GROUP, 4),
-    ("categorical", "categorical_kl_bwd", LATENTS | GROUP | {"OF_Q": True, "OF_P": True}, 4),
-    ("two_hot", "two_hot_loss_fwd", ROW, 1),
-    ("two_hot", "two_hot_loss_bwd", ROW, 1),
-    ("two_hot", "two_hot_mean_fwd", ROW, 1),
-    ("two_hot", "two_hot_mean_bwd", ROW, 1),
-    ("lambda_return", "lambda_return_fwd", RETURN, 2),
-    ("lambda_return", "lambda_return_bwd", RETURN, 2),
-    ("rssm_observe_by_step", "rssm_observe_reset", START, 4),
-    ("rssm_imagine", "rssm_imagine_action_fwd", POLICY, 4),
-    ("rssm_imagine", "rssm_imagine_action_bwd", POLICY | {"EXTRA": True}, 4),
-]
+
+class Case(NamedTuple):
+    """A kernel and what it is compiled for."""
+
+    module: str
+    kernel: str
+    constants: dict[str, Any]
+    warps: int
+
+
+def sized_cases(hidden: int, deter: int) -> list[Case]:
+    """Kernels that read whole rows of the model's layers."""
+    layer = {"WIDTH": hidden, "BLOCK": tiles.block(hidden)}
+    cell = {"WIDTH": deter, "BLOCK": tiles.block(deter)}
+    affine = {"WIDTH": deter, "EACH": 64, "ROWS": 8, "COLUMNS": 64}
+    start = {"DETER": deter, "LATENTS": CLASS * CLASS, "TILE": 1024}
+    each = {"ROWS": 32, "AFFINE": True}
+    return [
+        Case("linear_norm_act", "linear_norm_act_fwd", layer, tiles.warps(hidden)),
+        Case("linear_norm_act", "linear_norm_act_bwd", layer | each, tiles.warps(hidden)),
+        Case("layernorm_gru", "layernorm_gru_fwd", cell, tiles.warps(3 * deter)),
+        Case("layernorm_gru", "layernorm_gru_bwd", cell, tiles.warps(3 * deter)),
+        Case("layernorm_gru", "layernorm_gru_affine", affine, 4),
+        Case("rssm_observe_by_step", "rssm_observe_reset", start, 4),
+    ]
+
+
+def other_cases(classes: int, bins: int) -> list[Case]:
+    """Kernels whose rows are as long in every size."""
+    of_class = {"CLASSES": classes, "UNIMIX": 0.01}
+    latents = of_class | {"GROUPS": classes}
+    group = {"TILE": classes, "BLOCK": tiles.block(classes)}
+    warps = tiles.warps(classes * tiles.block(classes))
+    row = {"BINS": bins, "BLOCK": tiles.block(bins), "LIMIT": 20.0}
+    return [
+        Case("batchnorm_posterior", "batchnorm_posterior_fwd", BATCH, 4),
+        Case("batchnorm_posterior", "batchnorm_posterior_bwd", BATCH, 4),
+        Case("categorical", "categorical_sample_fwd", latents | group, warps),
+        Case("categorical", "categorical_sample_bwd", latents | group, warps),
+        Case("categorical", "categorical_entropy_fwd", of_class | group, warps),
+        Case("categorical", "categorical_entropy_bwd", of_class | group, warps),
+        Case("categorical", "categorical_kl_fwd", latents | group, warps),
+        Case(
+            "categorical",
+            "categorical_kl_bwd",
+            latents | group | {"OF_Q": True, "OF_P": True},
+            warps,
+        ),
+        *(
+            Case("two_hot", f"two_hot_{name}", row, tiles.warps(bins))
+            for name in ("loss_fwd", "loss_bwd", "mean_fwd", "mean_bwd")
+        ),
+        Case("lambda_return", "lambda_return_fwd", RETURN, 2),
+        Case("lambda_return", "lambda_return_bwd", RETURN, 2),
+        Case("rssm_imagine", "rssm_imagine_action_fwd", POLICY, 4),
+        Case("rssm_imagine", "rssm_imagine_action_bwd", POLICY | {"EXTRA": True}, 4),
+    ]
+
+
 FLOAT_SCALARS = ("eps", "discount", "lam")
 
 POINTERS = {
@@ -79,13 +110,12 @@ POINTERS = {
 }
 """Those that are not to the weights' type."""
 
-# Rows, hidden units, state; type of the weights, precision of their products.
-PERSISTENT: list[tuple[str, int, int, int, torch.dtype, str]] = [
-    ("S", 16, 512, 512, torch.float32, "ieee"),
-    ("S", 16, 512, 512, torch.float32, "tf32"),
-    ("S", 16, 512, 512, torch.bfloat16, "ieee"),
-    ("L", 64, 768, 2048, torch.bfloat16, "ieee"),
-]
+ONES = ("rows", "groups", "elements", "width", "STEPS")
+"""Numbers that the JIT compiles in where they are 1."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+POINTER = {"float32": "*fp32", "bfloat16": "*bf16"}
+BATCH_ROWS = {"L": 64}
+"""Rows of a batch for the persistent kernels, where not 16: the most they take."""
 
 
 def signature(kernel: Any, constants: dict[str, Any], pointer: str = "*fp32") -> dict[str, str]:
@@ -141,19 +171,37 @@ def compiled(
     }
 
 
-def row_kernels(architecture: int) -> Iterator[dict[str, Any]]:
-    """The kernels that each need no other program."""
-    for module, name, constants, warps in KERNELS:
+def row_kernels(architecture: int, size: SizeName, dtype: str) -> Iterator[dict[str, Any]]:
+    """The kernels that each need no other program; those alike in all sizes with size S."""
+    dims = SIZES[size]
+    cases = sized_cases(dims.hidden, dims.deter)
+    if size == "S":
+        cases += other_cases(CLASS, 255)
+    for module, name, constants, warps in cases:
         kernel = getattr(import_module(f"mudreamer_fast.kernels.{module}"), f"{name}_kernel")
-        yield compiled(kernel, constants, {"num_warps": warps}, architecture)[1]
+        yield _row(kernel, constants, warps, architecture, size, dtype)
+        ones = {name: 1 for name in ONES if name in kernel.arg_names and name not in constants}
+        if ones:
+            yield _row(kernel, constants | ones, warps, architecture, size, dtype)
 
 
-def persistent_kernels(architecture: int) -> Iterator[dict[str, Any]]:
+def _row(
+    kernel: Any, constants: dict[str, Any], warps: int, architecture: int, size: str, dtype: str
+) -> dict[str, Any]:
+    options = {"num_warps": warps}
+    found = compiled(kernel, constants, options, architecture, POINTER[dtype])[1]
+    return found | {"size": size, "dtype": dtype}
+
+
+def persistent_kernels(architecture: int, size: SizeName, dtype: str) -> Iterator[dict[str, Any]]:
     """The kernels whose programs wait for one another."""
     shared, forward, backward = (
         import_module(f"mudreamer_fast.kernels.rssm_observe_persistent{part}")
         for part in ("", "_fwd", "_bwd")
     )
+    dims, rows = SIZES[size], BATCH_ROWS.get(size, 16)
+    latents, kind = CLASS * CLASS, DTYPES[dtype]
+    card_bytes = SHARED_BYTES[architecture]
     for direction, module in (("fwd", forward), ("bwd", backward)):
         kernel = getattr(module, f"rssm_observe_persistent_{direction}_kernel")
         # As the JIT finds them: memory and rows begin at multiples of 16.
@@ -162,20 +210,24 @@ def persistent_kernels(architecture: int) -> Iterator[dict[str, Any]]:
             for i, argument in enumerate(kernel.arg_names)
             if argument.startswith(("p_", "s_"))
         }
-        for size, rows, hidden, deter, dtype, precision in PERSISTENT:
-            constants = shared.constants(rows, hidden, deter, GROUPS, CLASSES, dtype)
+        for precision in ("ieee", "tf32") if dtype == "float32" else ("ieee",):
+            constants = shared.constants(rows, dims.hidden, dims.deter, CLASS, CLASS, kind)
             constants |= {"UNIMIX": 0.01, "NORM": "batch", "PRECISION": precision}
             if direction == "fwd":
-                constants |= forward.keeping(rows, hidden, deter, GROUPS * CLASSES, dtype, True)
+                constants |= forward.keeping(
+                    rows, dims.hidden, dims.deter, latents, kind, True, card_bytes
+                )
             else:
-                constants["SLICE"] = shared.slice_of(hidden, deter)
-            pointer = "*bf16" if dtype == torch.bfloat16 else "*fp32"
+                constants["SLICE"] = shared.slice_of(dims.hidden, dims.deter)
             made, row = compiled(
-                kernel, constants, shared.OPTIONS, architecture, pointer, attributes
+                kernel, constants, shared.OPTIONS, architecture, POINTER[dtype], attributes
             )
             ptx = made.asm["ptx"]
             yield row | {
-                "size": f"{size}, {dtype}, {precision}",
+                "size": size,
+                "dtype": dtype,
+                "precision": precision,
+                "keeps_weights": constants.get("KEEP", False),
                 "tensor_core_products": ptx.count("mma.sync"),
                 "releases": len(re.findall(r"(?:atom|red)\.\S*release", ptx)),
                 "acquires": len(re.findall(r"\S*acquire", ptx)),
@@ -184,10 +236,21 @@ def persistent_kernels(architecture: int) -> Iterator[dict[str, Any]]:
 
 
 def main() -> int:
-    """Prints a row for each kernel, for the architecture that the command line names."""
-    architecture = int(sys.argv[1])
-    rows = [*row_kernels(architecture), *persistent_kernels(architecture)]
-    json.dump({"triton": triton.__version__, "kernels": rows}, sys.stdout)
+    """Prints a row for each kernel, for what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("architectures", nargs="+", type=int, choices=list(SHARED_BYTES))
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["S"])
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["float32"])
+    wanted = parser.parse_args()
+    rows = [
+        row
+        for architecture, size, dtype in itertools.product(
+            wanted.architectures, wanted.sizes, wanted.dtypes
+        )
+        for kernels in (row_kernels, persistent_kernels)
+        for row in kernels(architecture, size, dtype)
+    ]
+    json.dump({"triton": triton.__version__, "kernels": rows}, sys.stdout, indent=0)
     return 0
 
 

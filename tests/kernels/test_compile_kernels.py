@@ -1,87 +1,130 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mudreamer_fast.config import SIZES
+from mudreamer_fast.kernels.rssm_observe_persistent_fwd import KEPT_BYTES
+from tests.kernels.cards import BLOCK_REGISTERS, CARDS, SHARED_BYTES
+from tests.kernels.compile_kernels import DTYPES
 from tests.patience import PATIENCE_SECONDS
 
+Rows = list[dict[str, Any]]
+
 ROOT = Path(__file__).parents[2]
-SHARED_LIMIT = {80: 166_912, 90: 232_448}
-"""Bytes of shared memory that a launch may ask for, by compute capability (CUDA's guide)."""
+COMMANDS = (["80", "86"], ["90", "--dtypes", "float32", "bfloat16"])
+"""What is compiled in each run of the tests, side by side, at size S. `bench/results/` holds all
+sizes and cards, for each version of Triton."""
+TABLES = sorted((ROOT / "bench/results").glob("kernels-triton-*.json"))
 REGISTERS = 80
-"""Above what any kernel takes (64), and low enough for six warps on each scheduler. Persistent
-kernels have a multiprocessor to themselves, and all of its registers."""
-SPILLED = {"L": 8} | ({"S": 16} if version("triton").startswith("3.6.") else {})
-"""Bytes of stack a thread, by size: one address, back through a state of 2048; and what Triton 3.6
-makes of float32 at size S for sm_80."""
+"""Of a thread of a kernel that is not persistent, at size S: six warps fit each scheduler."""
+SPILLED = 64
+"""Bytes of stack that a thread of a persistent kernel may take; the others take none."""
 BARRIERS = 5
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def report(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
     environment.pop("TRITON_INTERPRET", None)
     command = [sys.executable, "-m", "tests.kernels.compile_kernels"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     running = [
-        subprocess.Popen([*command, str(architecture)], cwd=ROOT, env=environment, **pipes)
-        for architecture in SHARED_LIMIT
+        subprocess.Popen([*command, *words], cwd=ROOT, env=environment, **pipes)
+        for words in COMMANDS
     ]
     rows = []
     for process in running:
         out, errors = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 0, errors[-3000:]
         rows += json.loads(out)["kernels"]
-    return {"kernels": rows}
+    return rows
 
 
-def test_every_kernel_is_compiled(report: dict[str, Any]) -> None:
-    written = {
+def persistent(rows: Rows) -> Rows:
+    return [row for row in rows if "precision" in row]
+
+
+def written() -> set[str]:
+    return {
         line.removeprefix("def ").split("(")[0]
         for path in (ROOT / "kernels").glob("*.py")
         for line in path.read_text().splitlines()
         if line.startswith("def ") and line.split("(")[0].endswith("_kernel")
     }
-    assert written == {row["kernel"] for row in report["kernels"]}
-    assert {row["architecture"] for row in report["kernels"]} == set(SHARED_LIMIT)
 
 
-def test_kernels_spill_nothing_and_fit(report: dict[str, Any]) -> None:
-    alone = [row for row in report["kernels"] if "size" not in row]
-    assert [row for row in alone if row["stack"] or row["local"]] == []
+def test_every_kernel_is_compiled(report: Rows) -> None:
+    for architecture in (80, 86, 90):
+        found = {row["kernel"] for row in report if row["architecture"] == architecture}
+        assert found == written()
+
+
+def test_kernels_spill_nothing_and_fit(report: Rows) -> None:
+    alone = [row for row in report if row not in persistent(report)]
     assert [row for row in alone if row["reg"] > REGISTERS] == []
-    assert over_shared_limit(report["kernels"]) == []
+    assert refused(report) == []
+    assert spilling(report) == []
 
 
-def test_persistent_kernels_spill_next_to_nothing(report: dict[str, Any]) -> None:
-    rows = [row for row in report["kernels"] if "size" in row]
-    assert len(rows) == 16
-    assert [row for row in rows if row["stack"] > SPILLED.get(row["size"][0], 0)] == []
-    assert [row for row in rows if row["local"]] == []
-
-
-def test_persistent_kernels_wait_for_one_another(report: dict[str, Any]) -> None:
-    rows = [row for row in report["kernels"] if "size" in row]
+def test_persistent_kernels_wait_for_one_another(report: Rows) -> None:
+    rows = persistent(report)
     assert [row for row in rows if not row["cooperative"]] == []
     # Each barrier arrives once, and looks once before its loop and once in it.
     assert {(row["releases"], row["acquires"]) for row in rows} == {(BARRIERS, 2 * BARRIERS)}
 
 
-def test_persistent_kernels_multiply_on_tensor_cores(report: dict[str, Any]) -> None:
-    rows = [row for row in report["kernels"] if "size" in row]
-    exact = [row for row in rows if row["size"] == "S, torch.float32, ieee"]
-    assert [row for row in exact if row["tensor_core_products"]] == []
-    others = [row for row in rows if row not in exact]
-    assert others
-    assert [row for row in others if not row["tensor_core_products"]] == []
+def test_persistent_kernels_multiply_on_tensor_cores(report: Rows) -> None:
+    for row in persistent(report):
+        exact = (row["dtype"], row["precision"]) == ("float32", "ieee")
+        assert (row["tensor_core_products"] == 0) == exact, row
 
 
-def over_shared_limit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row for row in rows if row["dynamic_shared"] > SHARED_LIMIT[row["architecture"]]]
+def test_weights_are_kept_only_where_the_card_has_the_memory(report: Rows) -> None:
+    halves = [row for row in persistent(report) if row["dtype"] == "bfloat16"]
+    forward = {row["architecture"]: row for row in halves if "fwd" in row["kernel"]}
+    assert forward[90]["keeps_weights"]
+    assert forward[90]["dynamic_shared"] <= KEPT_BYTES
+    assert SHARED_BYTES[90] >= KEPT_BYTES > SHARED_BYTES[86]
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_no_card_would_refuse_a_kernel_of_the_tables(path: Path) -> None:
+    rows = json.loads(path.read_text())["kernels"]
+    assert {row["kernel"] for row in rows} == written()
+    every = set(itertools.product(CARDS, SIZES, DTYPES))
+    assert {(row["architecture"], row["size"], row["dtype"]) for row in rows} == every
+    assert refused(rows) == []
+    assert spilling(rows) == []
+    assert [row for row in persistent(rows) if not row["cooperative"]] == []
+
+
+def test_a_row_that_does_not_fit_is_found() -> None:
+    fits = {"architecture": 86, "dynamic_shared": 101_376, "reg": 128, "warps": 16}
+    assert refused([fits]) == []
+    for change in ({"dynamic_shared": 101_377}, {"reg": 129}, {"warps": 32}):
+        assert refused([fits | change]) == [fits | change]
+    assert spilling([{"stack": 8, "local": 0}]) == [{"stack": 8, "local": 0}]
+
+
+def refused(rows: Rows) -> Rows:
+    """Those that a card has too little shared memory or too few registers for."""
+    return [
+        row
+        for row in rows
+        if row["dynamic_shared"] > SHARED_BYTES[row["architecture"]]
+        or -(-row["reg"] // 8) * 8 * 32 * row["warps"] > BLOCK_REGISTERS
+    ]
+
+
+def spilling(rows: Rows) -> Rows:
+    return [
+        row for row in rows if row["local"] or row["stack"] > (SPILLED if "precision" in row else 0)
+    ]

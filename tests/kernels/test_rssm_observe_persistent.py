@@ -107,6 +107,7 @@ def test_programs_that_keep_their_weights_agree(
     forward = module("fwd")
     monkeypatch.setattr(forward, "KEPT_DTYPES", (torch.float32,))
     monkeypatch.setattr(forward, "programs", lambda wanted, device: wanted)
+    monkeypatch.setattr(forward, "shared_bytes", lambda device: forward.KEPT_BYTES)
     kernel = forward.rssm_observe_persistent_fwd_kernel
     in_turns(monkeypatch, "fwd", Keeping(kernel))
     sequences.agree(kernels.rssm_observe_persistent, given, norm)
