@@ -171,16 +171,17 @@ class BatchNormActFunction(torch.autograd.Function):
         var: Tensor,
         use_batch: bool,
         eps: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of x, weight and bias; mean and var are those that were taken away."""
+        out: tuple[Tensor, Tensor, Tensor],
+    ) -> None:
+        """Fill `out`: gradients of x (rows, width), and of weight and bias (width,) in float32.
+
+        `mean` and `var` are those that were taken away.
+        """
         rows, width = x.shape
-        grad_x = torch.empty_like(grad)
-        grad_weight, grad_bias = torch.empty(2, width, device=x.device)
         batchnorm_posterior_bwd_kernel[(triton.cdiv(width, COLUMNS),)](
-            grad, x, weight, bias, mean, var, grad_x, grad_weight, grad_bias, x.stride(0), width,
-            eps, rows, triton.cdiv(rows, ROWS), ROWS, COLUMNS, use_batch, num_warps=4,
+            grad, x, weight, bias, mean, var, *out, x.stride(0), width, eps, rows,
+            triton.cdiv(rows, ROWS), ROWS, COLUMNS, use_batch, num_warps=4,
         )  # fmt: skip
-        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
 
     @staticmethod
     def forward(
@@ -200,10 +201,10 @@ class BatchNormActFunction(torch.autograd.Function):
         x, weight, bias, mean, var = ctx.saved_tensors
         use_batch, eps = ctx.arguments
         grad = grad_out.contiguous()
-        gradients = BatchNormActFunction.launch_backward(
-            grad, x, weight, bias, mean, var, use_batch, eps
-        )
-        return *gradients, None, None
+        out = torch.empty_like(grad), *torch.empty(2, x.shape[1], device=x.device)
+        BatchNormActFunction.launch_backward(grad, x, weight, bias, mean, var, use_batch, eps, out)
+        grad_x, grad_weight, grad_bias = out
+        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None
 
 
 def batchnorm_posterior(

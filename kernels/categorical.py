@@ -244,10 +244,15 @@ class SampleFunction(torch.autograd.Function):
         return out
 
     @staticmethod
-    def launch_backward(grad: Tensor, logits: Tensor, unimix: float) -> Tensor:
-        """Gradient of `launch_forward`'s logits (rows, G, C), from that of `out` (rows, G * C)."""
+    def launch_backward(
+        grad: Tensor, logits: Tensor, unimix: float, out: Tensor | None = None
+    ) -> Tensor:
+        """Gradient of `launch_forward`'s logits (rows, G, C), from that of its draws (rows, G * C).
+
+        Written into `out` where that is given, contiguous.
+        """
         rows, groups, classes = logits.shape
-        grad_logits = torch.empty_like(logits)
+        grad_logits = torch.empty_like(logits) if out is None else out
         if logits.numel():
             tile = _tile(rows * groups, classes)
             categorical_sample_bwd_kernel[(triton.cdiv(rows * groups, tile["TILE"]),)](

@@ -227,7 +227,7 @@ class GruCellFunction(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         eps: float,
-        statistics: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of gates and state, and the norm's statistics, which `launch_affine` reads.
 
@@ -238,12 +238,11 @@ class GruCellFunction(torch.autograd.Function):
             weight: (3D,), of the norm.
             bias: (3D,).
             eps: added to the variance.
-            statistics: (rows, 2) float32 to fill in; None makes one.
+            out: where the gradient of the gates is written, contiguous; None makes room.
         """
         rows, width = state.shape
-        grad_gates, grad_state = torch.empty_like(gates), torch.empty_like(grad)
-        if statistics is None:
-            statistics = torch.empty(rows, 2, device=gates.device)
+        grad_gates = torch.empty_like(gates) if out is None else out
+        grad_state, statistics = torch.empty_like(grad), torch.empty(rows, 2, device=gates.device)
         if rows:
             layernorm_gru_bwd_kernel[(rows,)](
                 grad, gates, state, weight, bias, grad_gates, grad_state, statistics,
@@ -285,11 +284,14 @@ class GruCellFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_out,) = grads
-        saved, grad = ctx.saved_tensors, grad_out.contiguous()
-        grad_gates, grad_state, statistics = GruCellFunction.launch_backward(grad, *saved, ctx.eps)
+        gates, state, weight, bias = ctx.saved_tensors
+        grad = grad_out.contiguous()
+        grad_gates, grad_state, statistics = GruCellFunction.launch_backward(
+            grad, gates, state, weight, bias, ctx.eps
+        )
         affine: tuple[Tensor | None, ...] = (None, None)
         if any(ctx.needs_input_grad[2:4]):
-            affine = GruCellFunction.launch_affine(grad, *saved, statistics)
+            affine = GruCellFunction.launch_affine(grad, gates, state, weight, bias, statistics)
         return grad_gates, grad_state, *affine, None
 
 

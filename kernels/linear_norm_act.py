@@ -108,11 +108,22 @@ class NormActFunction(torch.autograd.Function):
 
     @staticmethod
     def launch_backward(
-        grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, affine: bool = True
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        affine: bool = True,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Gradients of x, weight and bias; of x alone without `affine`."""
+        """Gradients of x, weight and bias; of x alone without `affine`.
+
+        That of x is written into `out` where that is given, contiguous.
+        """
         rows, width = x.shape
-        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+        grad_x = out
+        if grad_x is None:
+            grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         each = tiles.rows_each(rows)
         programs = -(-rows // each)
         partial = torch.empty(programs if affine else 0, 2, width, device=x.device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,25 +20,35 @@ from mudreamer_fast.kernels.checks import check
 from mudreamer_fast.kernels.layernorm_gru import GruCellFunction
 from mudreamer_fast.kernels.linear_norm_act import NormActFunction, linear_norm_act
 from mudreamer_fast.kernels.rssm_observe_by_step import (
-    Gradients,
-    GradOutputs,
     Shape,
     Start,
     backward_by_step,
     forward_by_step,
-    plus,
     start_from,
 )
 from mudreamer_fast.kernels.rssm_observe_persistent import (
     MAX_ROWS,
+    Gradients,
     Inputs,
     ObserveWeights,
     Saved,
     Sums,
+    Wanted,
 )
 from mudreamer_fast.kernels.rssm_observe_persistent_bwd import launch_backward
 from mudreamer_fast.kernels.rssm_observe_persistent_fwd import launch_forward
 from mudreamer_fast.ops.signatures import BatchNormState, Observed, RssmWeights
+
+
+class GradOutputs(NamedTuple):
+    """Gradients (T, B, size) of what `forward` gave, None of what is not used."""
+
+    deter: Tensor | None
+    stoch: Tensor | None
+    posterior: Tensor | None
+    previous_deter: Tensor | None
+    previous_stoch: Tensor | None
+
 
 ALIGNMENT = 16
 """Elements that rows are padded to: what tensor cores read, and what a load takes at once."""
@@ -112,27 +122,18 @@ class ObserveFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         """Walk back in time, then take the gradients of all matrices at once."""
         saved, is_first, weights, sums = _unpack(ctx.saved_tensors, ctx.persistent)
+        shape, reset = ctx.shape, is_first.t().unsqueeze(-1)
         grad_outputs = GradOutputs(*_by_step(grads[: len(GradOutputs._fields)]))
+        wanted = _wanted(saved, grad_outputs, reset)
+        latents_alone = _latents_alone(weights, saved.stochs.shape[2])
         if sums is not None:
-            gradients = _backward_at_once(
-                saved, sums, grad_outputs, is_first, weights, ctx.shape, ctx.groups
-            )
+            gradients = launch_backward(
+                saved, sums, wanted, is_first, latents_alone, shape.batch_norm, shape.unimix,
+                shape.eps, ctx.groups,
+            )  # fmt: skip
         else:
-            gradients = backward_by_step(
-                saved, grad_outputs, is_first, weights, ctx.shape, ctx.groups
-            )
-        hidden, width = saved.input_pre.shape[2], saved.deters.shape[2]
-        columns = weights.input.weight.shape[1]
-        latents_and_action = saved.buffer[:, :, hidden + width :][:, :, :columns]
-        return (
-            gradients.hidden.transpose(0, 1), None, None, None, gradients.deter,
-            gradients.stoch.view(-1, *ctx.groups), gradients.first, None, None,
-            _matrix_gradient(gradients.input, latents_and_action), *gradients.input_norm,
-            _matrix_gradient(gradients.gates, saved.buffer[:, :, : hidden + width]),
-            *gradients.gates_norm,
-            _matrix_gradient(gradients.hidden, saved.deters), *gradients.hidden_norm,
-            _matrix_gradient(gradients.logits, saved.acts), gradients.logits.sum((0, 1)),
-        )  # fmt: skip
+            gradients = backward_by_step(saved, wanted, reset, latents_alone, shape, ctx.groups)
+        return _for_all_steps(saved, gradients, grad_outputs, reset, weights, shape, ctx.groups)
 
 
 def _unpack(
@@ -181,67 +182,70 @@ def _latents_alone(weights: ObserveWeights, latents: int) -> ObserveWeights:
     return weights._replace(input=weights.input._replace(weight=aligned))
 
 
-def _backward_at_once(
-    saved: Saved,
-    sums: Sums,
-    grad_outputs: GradOutputs,
-    is_first: Tensor,
-    weights: ObserveWeights,
-    shape: Shape,
-    groups: torch.Size,
-) -> Gradients:
-    """Walk back in one launch, and do what it leaves for all steps at once."""
-    hidden, width = saved.input_pre.shape[2], saved.deters.shape[2]
-    latents = saved.stochs.shape[2]
-    reset = is_first.t().unsqueeze(-1)
-    grads = [torch.zeros_like(like) for like in (saved.deters, saved.stochs, saved.logits)]
-    for grad, of_output in zip(grads, grad_outputs[:3], strict=True):
+def _wanted(saved: Saved, grad_outputs: GradOutputs, reset: Tensor) -> Wanted:
+    """What is asked of each step's results, as its own or as what the next step starts from."""
+    wanted = Wanted(
+        *(torch.zeros_like(like) for like in (saved.deters, saved.stochs, saved.logits))
+    )
+    for grad, of_output in zip(wanted, grad_outputs[:3], strict=True):
         if of_output is not None:
             grad += of_output
     # What a step starts from is what the one before ended in, where no episode begins.
-    for grad, of_previous in zip(grads, grad_outputs[3:], strict=False):
+    for grad, of_previous in zip(wanted, grad_outputs[3:], strict=False):
         if of_previous is not None:
             grad[:-1] += of_previous[1:].masked_fill(reset[1:], 0.0)
-    steps = launch_backward(
-        saved, sums, grads, is_first, _latents_alone(weights, latents), shape.batch_norm,
-        shape.unimix, shape.eps, groups,
-    )  # fmt: skip
+    return wanted
 
+
+def _for_all_steps(
+    saved: Saved,
+    gradients: Gradients,
+    grad_outputs: GradOutputs,
+    reset: Tensor,
+    weights: ObserveWeights,
+    shape: Shape,
+    groups: torch.Size,
+) -> tuple[Any, ...]:
+    """Gradients of `ObserveFunction`'s arguments: what the recurrence leaves for all steps."""
+    steps, rows, hidden = saved.input_pre.shape
+    width, latents = saved.deters.shape[2], saved.stochs.shape[2]
     layer = weights.input
     grad_input, *input_norm = NormActFunction.launch_backward(
-        steps.input.flatten(0, 1), saved.input_pre.flatten(0, 1), layer.norm_weight,
+        gradients.input.flatten(0, 1), saved.input_pre.flatten(0, 1), layer.norm_weight,
         layer.norm_bias, shape.eps,
     )  # fmt: skip
     layer, states = weights.gru, saved.buffer[:, :, hidden : hidden + width].flatten(0, 1)
-    cell = steps.deter.flatten(0, 1), saved.gates.flatten(0, 1), states, *layer[1:]
+    cell = gradients.deter.flatten(0, 1), saved.gates.flatten(0, 1), states, *layer[1:]
     grad_gates, _, statistics = GruCellFunction.launch_backward(*cell, shape.eps)
-    gates_norm = [*GruCellFunction.launch_affine(*cell, statistics)]
+    gates_norm = GruCellFunction.launch_affine(*cell, statistics)
     layer = weights.hidden
     if shape.batch_norm is None:
         grad_hidden, *hidden_norm = NormActFunction.launch_backward(
-            steps.acts.flatten(0, 1), saved.hidden_pre.flatten(0, 1), layer.norm_weight,
+            gradients.acts.flatten(0, 1), saved.hidden_pre.flatten(0, 1), layer.norm_weight,
             layer.norm_bias, shape.eps,
         )  # fmt: skip
+        grad_hidden = grad_hidden.view(steps, rows, hidden)
     else:
-        grad_hidden = steps.hidden
-        hidden_norm = [*steps.affine.sum(0).to(layer.norm_weight.dtype)]
-    before = steps.before
+        grad_hidden = gradients.hidden
+        hidden_norm = [*gradients.affine.sum(0).to(layer.norm_weight.dtype)]
+    before = gradients.before
     if grad_outputs.previous_deter is not None:
         before = before + grad_outputs.previous_deter
-    grad_stoch = grad_input[: len(reset[0])] @ weights.input.weight[:, :latents]
-    grad_stoch = plus(grad_stoch, grad_outputs.previous_stoch, 0)
-    return Gradients(
-        input=grad_input.view_as(steps.input),
-        gates=grad_gates.view_as(steps.gates),
-        hidden=grad_hidden.view_as(steps.hidden),
-        logits=steps.logits,
-        input_norm=input_norm,
-        gates_norm=gates_norm,
-        hidden_norm=hidden_norm,
-        deter=before[0].masked_fill(reset[0], 0.0),
-        stoch=grad_stoch.masked_fill(reset[0], 0.0),
-        first=(before * reset).sum((0, 1)),
-    )
+    grad_stoch = grad_input[:rows] @ weights.input.weight[:, :latents]
+    if grad_outputs.previous_stoch is not None:
+        grad_stoch = grad_stoch + grad_outputs.previous_stoch[0]
+    columns = weights.input.weight.shape[1]
+    latents_and_action = saved.buffer[:, :, hidden + width :][:, :, :columns]
+    return (
+        grad_hidden.transpose(0, 1), None, None, None, before[0].masked_fill(reset[0], 0.0),
+        grad_stoch.masked_fill(reset[0], 0.0).view(rows, *groups),
+        before.masked_fill(~reset, 0.0).sum((0, 1)), None, None,
+        _matrix_gradient(grad_input, latents_and_action), *input_norm,
+        _matrix_gradient(grad_gates, saved.buffer[:, :, : hidden + width]), *gates_norm,
+        _matrix_gradient(grad_hidden.flatten(0, 1), saved.deters), *hidden_norm,
+        _matrix_gradient(gradients.logits.flatten(0, 1), saved.acts),
+        gradients.logits.sum((0, 1)),
+    )  # fmt: skip
 
 
 def _by_step(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -250,8 +254,8 @@ def _by_step(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def _matrix_gradient(grad: Tensor, inputs: Tensor) -> Tensor:
-    """Of a product's matrix, from its output's gradients (T, B, out) and inputs (T, B, in)."""
-    return grad.flatten(0, 1).t() @ inputs.flatten(0, 1)
+    """Of a product's matrix, from its output's gradients (T B, out) and inputs (T, B, in)."""
+    return grad.t() @ inputs.flatten(0, 1)
 
 
 def rssm_initial(weights: RssmWeights, groups: int, eps: float) -> tuple[Tensor, Tensor]:

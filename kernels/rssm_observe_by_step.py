@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,12 @@ from mudreamer_fast.kernels.batchnorm_posterior import BatchNormActFunction
 from mudreamer_fast.kernels.categorical import SampleFunction
 from mudreamer_fast.kernels.layernorm_gru import GruCellFunction
 from mudreamer_fast.kernels.linear_norm_act import NormActFunction
-from mudreamer_fast.kernels.rssm_observe_persistent import ObserveWeights, Saved
+from mudreamer_fast.kernels.rssm_observe_persistent import (
+    Gradients,
+    ObserveWeights,
+    Saved,
+    Wanted,
+)
 from mudreamer_fast.ops.signatures import BatchNormState, NormLinear
 
 TILE = 1024
@@ -71,41 +75,6 @@ class Start(NamedTuple):
     """(D,), the learned start."""
     fresh_stoch: Tensor
     """(G*C,)."""
-
-
-class GradOutputs(NamedTuple):
-    """Gradients (T, B, size) of what `forward` gave, None of what is not used."""
-
-    deter: Tensor | None
-    stoch: Tensor | None
-    posterior: Tensor | None
-    previous_deter: Tensor | None
-    previous_stoch: Tensor | None
-
-
-class Gradients(NamedTuple):
-    """What the backward pass through the recurrence gives."""
-
-    input: Tensor
-    """(T, B, U), of the input layer before its norm."""
-    gates: Tensor
-    """(T, B, 3D), before their norm."""
-    hidden: Tensor
-    """(T, B, U), of the posterior's hidden layer before its norm."""
-    logits: Tensor
-    """(T, B, G*C), of the posterior."""
-    input_norm: Sequence[Tensor]
-    """Of scale and shift of the input layer's norm."""
-    gates_norm: Sequence[Tensor]
-    """Of the gates' norm."""
-    hidden_norm: Sequence[Tensor]
-    """Of the posterior's hidden layer's."""
-    deter: Tensor
-    """(B, D), of the h before the first step."""
-    stoch: Tensor
-    """(B, G*C), of the z before it."""
-    first: Tensor
-    """(D,), of the learned start."""
 
 
 def start_from(
@@ -183,98 +152,71 @@ def forward_by_step(
 
 def backward_by_step(
     saved: Saved,
-    grad_outputs: GradOutputs,
-    is_first: Tensor,
+    wanted: Wanted,
+    reset: Tensor,
     weights: ObserveWeights,
     shape: Shape,
     groups: torch.Size,
 ) -> Gradients:
-    """Walk back through the recurrence in some twenty launches a step."""
-    steps, rows, hidden = saved.input_pre.shape
-    width, latents = saved.deters.shape[2], saved.logits.shape[2]
-    posterior = saved.logits.view(steps, rows, *groups)
-    grad_deter = saved.deters.new_zeros(rows, width)
-    grad_stoch = saved.deters.new_zeros(rows, latents)
+    """Walk back through the recurrence in thirteen launches a step, each result in its place.
 
-    def zeros(layer: NormLinear) -> list[Tensor]:
-        return [torch.zeros_like(layer.norm_weight), torch.zeros_like(layer.norm_bias)]
-
-    gradients = Gradients(
-        input=torch.empty_like(saved.input_pre),
-        gates=torch.empty_like(saved.gates),
-        hidden=torch.empty_like(saved.hidden_pre),
-        logits=torch.empty_like(saved.logits),
-        input_norm=zeros(weights.input),
-        gates_norm=[],
-        hidden_norm=zeros(weights.hidden),
-        deter=grad_deter,
-        stoch=grad_stoch,
-        first=saved.deters.new_zeros(width),
-    )
+    Args:
+        saved: by the forward pass.
+        wanted: of its results, but by later steps.
+        reset: (T, B, 1) bool, where an episode begins.
+        weights: with the input layer's columns for the latents alone.
+        shape: norm and constants.
+        groups: G and C.
+    """
+    hidden, width = saved.input_pre.shape[2], saved.deters.shape[2]
+    gradients = Gradients.like(saved)
     states = saved.buffer[:, :, hidden : hidden + width]
-    grad_deters = torch.empty_like(saved.deters)
-    statistics = torch.empty(steps, rows, 2, device=grad_deters.device)
-    for t in reversed(range(steps)):
-        grad_deter = plus(grad_deter, grad_outputs.deter, t)
-        grad_stoch = plus(grad_stoch, grad_outputs.stoch, t)
-        grad_logits = SampleFunction.launch_backward(grad_stoch, posterior[t], shape.unimix)
-        gradients.logits[t] = plus(grad_logits.view(rows, latents), grad_outputs.posterior, t)
-
-        gradients.hidden[t], *affine = _hidden_backward(
-            gradients.logits[t] @ weights.out.weight, saved, t, weights.hidden, shape
+    by_group = saved.logits.unflatten(-1, groups)
+    gates_to_input, gates_to_state = weights.gru.weight.split((hidden, width), dim=1)
+    grad_deter, grad_stoch = wanted.deter[-1], wanted.stoch[-1]
+    for t in reversed(range(len(states))):
+        of = Gradients(*(gradient[t] for gradient in gradients))
+        SampleFunction.launch_backward(
+            grad_stoch, by_group[t], shape.unimix, of.logits.view(-1, *groups)
         )
-        _add(gradients.hidden_norm, affine)
-        torch.addmm(grad_deter, gradients.hidden[t], weights.hidden.weight, out=grad_deters[t])
-
+        of.logits.add_(wanted.logits[t])
+        torch.mm(of.logits, weights.out.weight, out=of.acts)
+        _hidden_backward(of, saved, t, weights.hidden, shape)
+        torch.addmm(grad_deter, of.hidden, weights.hidden.weight, out=of.deter)
         layer = weights.gru
-        gradients.gates[t], grad_kept, _ = GruCellFunction.launch_backward(
-            grad_deters[t], saved.gates[t], states[t], layer.norm_weight, layer.norm_bias,
-            shape.eps, statistics[t],
+        _, grad_kept, _ = GruCellFunction.launch_backward(
+            of.deter, saved.gates[t], states[t], layer.norm_weight, layer.norm_bias, shape.eps,
+            of.gates,
         )  # fmt: skip
-        through = gradients.gates[t] @ weights.gru.weight
-        grad_deter = plus(grad_kept + through[:, hidden:], grad_outputs.previous_deter, t)
-
+        torch.mm(of.gates, gates_to_input, out=of.input)
+        torch.addmm(grad_kept, of.gates, gates_to_state, out=of.before)
+        if not t:
+            break
         layer = weights.input
-        gradients.input[t], *affine = NormActFunction.launch_backward(
-            through[:, :hidden], saved.input_pre[t], layer.norm_weight, layer.norm_bias, shape.eps
-        )
-        _add(gradients.input_norm, affine)
-        grad_row = gradients.input[t] @ weights.input.weight
-        grad_stoch = plus(grad_row[:, :latents], grad_outputs.previous_stoch, t)
-
-        reset = is_first[:, t, None]
-        gradients.first.add_((grad_deter * reset).sum(0))
-        grad_deter = grad_deter.masked_fill(reset, 0.0)
-        grad_stoch = grad_stoch.masked_fill(reset, 0.0)
-    gates_norm = GruCellFunction.launch_affine(
-        grad_deters.flatten(0, 1), saved.gates.flatten(0, 1), states.flatten(0, 1),
-        *weights.gru[1:], statistics.flatten(0, 1),
-    )  # fmt: skip
-    return gradients._replace(gates_norm=[*gates_norm], deter=grad_deter, stoch=grad_stoch)
+        (grad_input,) = NormActFunction.launch_backward(
+            of.input, saved.input_pre[t], layer.norm_weight, layer.norm_bias, shape.eps,
+            affine=False,
+        )  # fmt: skip
+        grad_input.masked_fill_(reset[t], 0.0)
+        grad_stoch = torch.addmm(wanted.stoch[t - 1], grad_input, layer.weight)
+        grad_deter = of.before.masked_fill(reset[t], 0.0).add_(wanted.deter[t - 1])
+    return gradients
 
 
 def _hidden_backward(
-    grad: Tensor, saved: Saved, step: int, layer: NormLinear, shape: Shape
-) -> tuple[Tensor, ...]:
-    """Gradients before the posterior's hidden layer's norm (B, U), and of scale and shift (U,)."""
+    of: Gradients, saved: Saved, step: int, layer: NormLinear, shape: Shape
+) -> None:
+    """Through the posterior's hidden layer's norm, from its output's gradient."""
     hidden_pre = saved.hidden_pre[step]
     if shape.batch_norm is None:
-        return NormActFunction.launch_backward(
-            grad, hidden_pre, layer.norm_weight, layer.norm_bias, shape.eps
+        NormActFunction.launch_backward(
+            of.acts, hidden_pre, layer.norm_weight, layer.norm_bias, shape.eps, False, of.hidden
         )
+        return
     mean, var, use_batch = shape.batch_norm
     if use_batch:
         mean, var = saved.means[step], saved.variances[step]
-    return BatchNormActFunction.launch_backward(
-        grad, hidden_pre, layer.norm_weight, layer.norm_bias, mean, var, use_batch, shape.eps
-    )
-
-
-def plus(grad: Tensor, of_output: Tensor | None, step: int) -> Tensor:
-    """A gradient, and what the caller has for a step of the output."""
-    return grad if of_output is None else grad + of_output[step]
-
-
-def _add(sums: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
-    for total, part in zip(sums, parts, strict=True):
-        total += part
+    BatchNormActFunction.launch_backward(
+        of.acts, hidden_pre, layer.norm_weight, layer.norm_bias, mean, var, use_batch, shape.eps,
+        (of.hidden, of.affine[0], of.affine[1]),
+    )  # fmt: skip

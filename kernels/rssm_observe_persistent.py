@@ -157,6 +157,22 @@ class Gradients(NamedTuple):
     before: Tensor
     """Of the h that the step starts from, through the step."""
 
+    @classmethod
+    def like(cls, saved: Saved) -> Gradients:
+        """Room for them."""
+        steps, _, hidden = saved.input_pre.shape
+        empty = torch.empty_like
+        return cls(
+            logits=empty(saved.logits),
+            acts=empty(saved.acts),
+            hidden=empty(saved.hidden_pre),
+            affine=torch.empty(steps, 2, hidden, device=saved.deters.device),
+            deter=empty(saved.deters),
+            gates=empty(saved.gates),
+            input=empty(saved.input_pre),
+            before=empty(saved.deters),
+        )
+
 
 class Wanted(NamedTuple):
     """What is asked of a step's results but by later steps, each (T, B, size)."""

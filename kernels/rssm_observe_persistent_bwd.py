@@ -414,7 +414,7 @@ def rssm_observe_persistent_bwd_kernel(
 def launch_backward(
     saved: Saved,
     sums: Sums,
-    grad_outputs: Sequence[Tensor],
+    wanted: Wanted,
     is_first: Tensor,
     weights: ObserveWeights,
     batch_norm: BatchNormState | None,
@@ -427,8 +427,7 @@ def launch_backward(
     Args:
         saved: by it.
         sums: that it gave.
-        grad_outputs: gradients (T, B, D), (T, B, G*C), (T, B, G*C) of h, z and the posterior's
-            logits.
+        wanted: of its results, but by later steps.
         is_first: (B, T) bool.
         weights: as it took them.
         batch_norm: likewise.
@@ -443,22 +442,12 @@ def launch_backward(
     if batch_norm is not None:
         norm = "batch" if batch_norm.use_batch else "running"
         means = (saved.means, saved.variances) if norm == "batch" else batch_norm[:2]
-    empty = torch.empty_like
-    gradients = Gradients(
-        logits=empty(saved.logits),
-        acts=empty(saved.acts),
-        hidden=empty(saved.hidden_pre),
-        affine=torch.empty(steps, 2, hidden, device=device),
-        deter=empty(saved.deters),
-        gates=empty(saved.gates),
-        input=empty(saved.input_pre),
-        before=empty(saved.deters),
-    )
+    gradients, empty = Gradients.like(saved), torch.empty_like
     of_input, of_gates, of_hidden = (empty(tensor) for tensor in sums)
     *multiplied, _ = weights.tensors()  # all but the output's bias
     work = -(-hidden // COLUMNS) - (-deter // COLUMNS)
     rssm_observe_persistent_bwd_kernel[(programs(max(work, groups), device),)](
-        torch.zeros((), dtype=torch.int32, device=device), *grad_outputs, saved.buffer, is_first,
+        torch.zeros((), dtype=torch.int32, device=device), *wanted, saved.buffer, is_first,
         saved.input_pre, sums.input, saved.gates, sums.gates, saved.hidden_pre, sums.hidden,
         *means, saved.logits, *multiplied, gradients.logits, gradients.acts, of_hidden,
         gradients.hidden, gradients.affine, gradients.deter, empty(saved.deters),
