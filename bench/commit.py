@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,8 @@ def commit() -> str:
     """The commit of this checkout, or what COMMIT says, where only the files were copied."""
     if os.environ.get("COMMIT"):
         return os.environ["COMMIT"]
+    if shutil.which("git") is None:
+        return "uncommitted"
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent,

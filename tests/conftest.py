@@ -74,11 +74,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _surroundings() -> Iterator[None]:
-    """Seeds torch and fills fresh memory with NaN, so that a forgotten element shows."""
+    """Seeds torch and fills fresh memory with NaN, so that a forgotten element shows.
+
+    UNFILLED_MEMORY leaves it as it is, for a tool that looks for reads of what nobody wrote.
+    """
     torch.manual_seed(0)
     # Only the filling is wanted, and it comes with deterministic algorithms alone; "warn", as
     # some operation may have none on a GPU. (use_deterministic_algorithms imports the compiler.)
     torch.set_deterministic_debug_mode("warn")
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.utils.deterministic.fill_uninitialized_memory = not os.environ.get("UNFILLED_MEMORY")
     yield
     torch.set_deterministic_debug_mode("default")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,13 @@ from tests.kernels.programs import InTurns, Schedule
 PROGRAMS = 3
 PASSES = ["fwd", "bwd"]
 BARRIERS = 5
+MEETING = "        met += programs\n        wait_for_all(p_arrived, met)\n"
+LATE = """\
+        if tl.program_id(0) == 0:
+            for _ in range(300):
+                tl.atomic_add(p_arrived, 0, sem="acquire", scope="gpu")
+"""
+"""Lets the first program begin a phase a fraction of a millisecond after the others."""
 ORDERS: dict[str, list[Schedule]] = {
     "batch": [max, random.Random(0).choice],
     "running": [min],
@@ -47,20 +55,34 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     return sequences.inputs(3, 2)
 
 
+@pytest.fixture
+def of_size_s(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """Sequences of a batch at size S, but for shorter embeddings, which are no part of a step."""
+    sizes = {"DETER": 512, "HIDDEN": 512, "EMBED": 64, "ACTION": 6, "GROUPS": 32, "CLASSES": 32}
+    for name, size in sizes.items():
+        monkeypatch.setattr(sequences, name, size)
+    return sequences.scaled(sequences.inputs(16, 64))
+
+
 def found(given: dict[str, Tensor], norm: str = "batch") -> dict[str, Tensor]:
     """Outputs and gradients."""
     op = kernels.rssm_observe_persistent
     return evaluate(lambda given: sequences.call(op, given, norm), given, torch.float32, DEVICE)
 
 
-def one_pass(given: dict[str, Tensor], direction: str) -> Callable[[], dict[str, Tensor]]:
-    """Runs one pass, however often; what is before it has been run by one program alone."""
-    leaves = {
-        name: t.detach().float().requires_grad_(name.startswith("model."))
+def moved(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leaves where the kernels run, the model's with gradients."""
+    return {
+        name: t.detach().float().to(DEVICE).requires_grad_(name.startswith("model."))
         if t.is_floating_point()
-        else t
+        else t.to(DEVICE)
         for name, t in given.items()
     }
+
+
+def one_pass(given: dict[str, Tensor], direction: str) -> Callable[[], dict[str, Tensor]]:
+    """Runs one pass, however often; what is before it has been run by one program alone."""
+    leaves = moved(given)
     forward = lambda: sequences.call(kernels.rssm_observe_persistent, leaves, "batch")  # noqa: E731
     if direction == "fwd":
         return forward
@@ -127,36 +149,55 @@ class Keeping:
         return launch
 
 
-class Skipping:
-    """A barrier that every step passes by at one of its places."""
-
-    def __init__(self, which: int) -> None:
-        self._which, self._calls, self._skipped = which, 0, 0
-
-    def __call__(self, p_arrived: Any, target: Any) -> None:
-        here, self._calls = self._calls % BARRIERS, self._calls + 1
-        if here == self._which:
-            self._skipped += 1
-        else:
-            barrier.wait_for_all(p_arrived, target - self._skipped * PROGRAMS)
-
-
 @interpreted
 @pytest.mark.parametrize("direction", PASSES)
 def test_without_any_one_barrier_the_results_differ(
-    given: dict[str, Tensor], direction: str, monkeypatch: pytest.MonkeyPatch
+    given: dict[str, Tensor], direction: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert source(module(direction)).count("wait_for_all(p_arrived, met)") == BARRIERS
     run = one_pass(given, direction)
     alone = run()
-    programs = in_turns(monkeypatch, direction, getattr(module(direction), kernel_name(direction)))
     caught = []
     for which in range(BARRIERS):
-        monkeypatch.setattr(module(direction), "wait_for_all", Skipping(which))
+        kernel = without_barrier(direction, which, monkeypatch, tmp_path)
+        programs = in_turns(monkeypatch, direction, kernel)
+        if different(alone, run()):
+            caught.append(which)
+        assert programs.launches == 1
+    assert caught == list(range(BARRIERS))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("direction", PASSES)
+def test_on_a_gpu_without_any_one_barrier_the_results_differ(
+    of_size_s: dict[str, Tensor],
+    direction: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """No tool sees races through global memory; that they would show here, this does."""
+    run = one_pass(of_size_s, direction)
+    alone = run()
+    assert different(alone, run()) == []
+    caught = []
+    for which in range(BARRIERS):
+        kernel = without_barrier(direction, which, monkeypatch, tmp_path, LATE)
+        monkeypatch.setattr(module(direction), kernel_name(direction), kernel)
         if different(alone, run()):
             caught.append(which)
     assert caught == list(range(BARRIERS))
-    assert programs.launches == BARRIERS
+
+
+def without_barrier(
+    direction: str, which: int, monkeypatch: pytest.MonkeyPatch, folder: Path, before: str = ""
+) -> Any:
+    """The kernel of a pass without one of its barriers, and `before` ahead of the phase there."""
+    text = source(module(direction))
+    phases = list(re.finditer(r"^        _\w+_phase\(", text, re.MULTILINE))
+    assert len(phases) == text.count(MEETING) == BARRIERS
+    begin = phases[which].start()
+    rest = text[begin:].replace(MEETING, "", 1)
+    made = loaded(f"{direction}_{which}", text[:begin] + before + rest, monkeypatch, folder)
+    return getattr(made, kernel_name(direction))
 
 
 @interpreted
@@ -190,17 +231,23 @@ def use_barrier(wait: str, other: str, monkeypatch: pytest.MonkeyPatch, folder: 
     """Have the forward pass run in turns, with a barrier that waits otherwise."""
     text = source(barrier)
     assert text.count(wait) == 1
-    path = folder / "other_barrier.py"
-    path.write_text(text.replace(wait, other))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, path.stem, made)
-    spec.loader.exec_module(made)
+    made = loaded("other_barrier", text.replace(wait, other), monkeypatch, folder)
     forward = module("fwd")
     monkeypatch.setattr(forward, "wait_for_all", made.wait_for_all)
     in_turns(monkeypatch, "fwd", forward.rssm_observe_persistent_fwd_kernel)
+
+
+def loaded(name: str, text: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> ModuleType:
+    """A module of that text, in a file, for Triton reads the source of what it compiles."""
+    path = folder / f"{name}.py"
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, made)
+    spec.loader.exec_module(made)
+    return made
 
 
 def source(of: ModuleType) -> str:
@@ -208,33 +255,55 @@ def source(of: ModuleType) -> str:
 
 
 @pytest.mark.gpu
-def test_ten_thousand_replays_give_the_same(given: dict[str, Tensor]) -> None:
-    moved = {
-        name: tensor.float().cuda() if tensor.is_floating_point() else tensor.cuda()
-        for name, tensor in given.items()
-    }
-    leaves = [moved[name].requires_grad_() for name in moved if name.startswith("model.")]
-    batch_norm = sequences.statistics("batch", moved["embed"])
+def test_ten_thousand_replays_beside_acting_give_the_same(of_size_s: dict[str, Tensor]) -> None:
+    """A batch forward and back, while another stream filters single steps as acting does."""
+    given, seen = moved(of_size_s), moved(sequences.scaled(sequences.inputs(4, 1)))
+    leaves = [tensor for tensor in given.values() if tensor.requires_grad]
+    batch_norm = sequences.statistics("batch", given["embed"])
+    running = sequences.statistics("running", given["embed"])
 
-    def both() -> list[Tensor]:
-        out = sequences.observe(kernels.rssm_observe_persistent, moved, batch_norm)
+    def learn() -> list[Tensor]:
+        out = sequences.observe(kernels.rssm_observe_persistent, given, batch_norm)
         loss = sum(out[name].square().sum() for name in ("deter", "posterior", "prior"))
         grads = torch.autograd.grad(loss, leaves, allow_unused=True)
         return [*out.values(), *(grad for grad in grads if grad is not None)]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        both()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        recorded = both()
-    graph.replay()
-    first = [tensor.clone() for tensor in recorded]
-    different = torch.zeros((), dtype=torch.int64, device="cuda")
+    @torch.no_grad()
+    def act() -> list[Tensor]:
+        return list(sequences.observe(kernels.rssm_observe_persistent, seen, running).values())
+
+    work = [Replayed(learn), Replayed(act)]
     for _ in range(10_000):
-        graph.replay()
-        for a, b in zip(first, recorded, strict=True):
-            different += (a != b).any()
-    assert different.item() == 0
+        for each in work:
+            each.again()
+    torch.cuda.synchronize()
+    assert [each.different.item() for each in work] == [0, 0]
+
+
+class Replayed:
+    """Work recorded as a CUDA graph on a stream of its own, and how often it gave another result.
+
+    Args:
+        work: gives tensors.
+    """
+
+    def __init__(self, work: Callable[[], list[Tensor]]) -> None:
+        self._stream = torch.cuda.Stream()
+        self._graph = torch.cuda.CUDAGraph()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            work()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(self._graph, stream=self._stream):
+            self._recorded = work()
+        with torch.cuda.stream(self._stream):
+            self.different = torch.zeros((), dtype=torch.int64, device="cuda")
+            self._graph.replay()
+            self._first = [tensor.clone() for tensor in self._recorded]
+
+    def again(self) -> None:
+        """Repeat the work and compare; waits for nothing."""
+        with torch.cuda.stream(self._stream):
+            self._graph.replay()
+            for first, now in zip(self._first, self._recorded, strict=True):
+                self.different += (first != now).any()
