@@ -6,14 +6,15 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.providers import compare, draw, needs_gpu
+from bench.providers import compare, draw
+from bench.surroundings import DEVICE, sized
 
-pytestmark = [needs_gpu, pytest.mark.parametrize("rows", [16, 1024])]
+pytestmark = pytest.mark.parametrize("rows", sized([16, 1024], [16, 1024], [16]))
 
 
 def bench_categorical_sample(benchmark: BenchmarkFixture, rows: int) -> None:
     logits = draw(rows, 32, 32, grad=True)
-    uniforms = torch.rand(rows, 32, device="cuda")
+    uniforms = torch.rand(rows, 32, device=DEVICE)
     compare(benchmark, lambda ops: ops.categorical_sample(logits, uniforms, 0.01), [logits])
 
 

@@ -29,6 +29,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.surroundings import sized
 from bench.turns import seconds, take_turns
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.collect import Collector, random_policy, replay_fields
@@ -39,12 +40,13 @@ from mudreamer_fast.envs.tasks import find_task
 from mudreamer_fast.replay import ReplayBuffer
 
 REPEAT, SIZE = 2, 64
-ROUNDS = 20
+TASKS = ["cartpole_swingup", "cheetah_run", "walker_walk"]
+ROUNDS = sized(20, 20, 1)
 WARM_STEPS = 3
 """Policy steps before a turn: collecting goes on and on, and is not slow to begin every time."""
 ROUND_SECONDS = 0.05
 """What a turn of raw EnvPool should take; the others take as many policy steps."""
-ACTING_STEPS = 100
+ACTING_STEPS = sized(100, 100, 5)
 
 Observation = Literal["vector", "pixels"]
 Take = Callable[[int], object]
@@ -168,9 +170,9 @@ CONTENDERS: dict[str, tuple[Callable[..., Take], int]] = {
 """How to start each, and EnvPool's threads; 0 leaves them to EnvPool."""
 
 
-@pytest.mark.parametrize("num_envs", [1, 4, 8, 16])
+@pytest.mark.parametrize("num_envs", sized([1, 4, 8, 16], [1, 4, 8, 16], [2]))
 @pytest.mark.parametrize("observation", ["vector", "pixels"])
-@pytest.mark.parametrize("task", ["cartpole_swingup", "cheetah_run", "walker_walk"])
+@pytest.mark.parametrize("task", sized(TASKS, TASKS, TASKS[:1]))
 def bench_collecting(
     benchmark: BenchmarkFixture, task: str, observation: Observation, num_envs: int
 ) -> None:
@@ -191,7 +193,7 @@ def bench_collecting(
     benchmark.extra_info["renderer"] = graphics.renderer_name()
 
 
-@pytest.mark.parametrize("num_envs", [4, 8])
+@pytest.mark.parametrize("num_envs", sized([4, 8], [4, 8], [2]))
 def bench_acting(benchmark: BenchmarkFixture, num_envs: int) -> None:
     benchmark.group = f"quick preset acts in {num_envs} environments"
     config = PRESETS["quick"][1]
@@ -228,7 +230,7 @@ def bench_acting(benchmark: BenchmarkFixture, num_envs: int) -> None:
 
     one_round()
     rows.clear()
-    benchmark.pedantic(one_round, rounds=12)
+    benchmark.pedantic(one_round, rounds=sized(12, 12, 1))
     benchmark.extra_info["milliseconds_per_step"] = {
         name: {
             "median": statistics.median(row[name] for row in rows),

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.providers import compare, draw, needs_gpu
+from bench.providers import compare, draw
+from bench.surroundings import sized
 from mudreamer_fast.ops.signatures import NormLinear
 
-pytestmark = needs_gpu
 
-
-@pytest.mark.parametrize("rows", [16, 1024])
+@pytest.mark.parametrize("rows", sized([16, 1024], [16, 1024], [16]))
 def bench_layernorm_gru(benchmark: BenchmarkFixture, rows: int) -> None:
     weights = NormLinear(draw(1536, 1024, grad=True), draw(1536), draw(1536))
     u, h = draw(rows, 512, grad=True), draw(rows, 512, grad=True)

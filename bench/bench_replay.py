@@ -17,13 +17,16 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.surroundings import SHORT, sized
 from bench.turns import take_turns
 from mudreamer_fast.replay import Batch, ReplayBuffer
 from mudreamer_fast.replay.twin import NumpyReplay
 
-STREAMS, CAPACITY_STEPS, LENGTH = 4, 40_000, 64
-ADDS = 200
+STREAMS, CAPACITY_STEPS, LENGTH = 4, sized(40_000, 40_000, 10_000), 64
+ADDS = sized(200, 200, 4)
 """Adds in a turn."""
+SETTLING_SECONDS = 0.02
+"""After a turn: the batch that is prepared ahead is done by then, and takes none of the next."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,10 @@ def bench_sample(benchmark: BenchmarkFixture, batch: int) -> None:
         "ours, one ahead": ahead.next,
         "NumPy twin": lambda: twin.sample(batch, LENGTH, out),
     }
-    take_turns(benchmark, contenders, "memcpy, 1 thread", 60, ("batches/s", 1))
+    rounds = sized(60, 60, 2)
+    take_turns(
+        benchmark, contenders, "memcpy, 1 thread", rounds, ("batches/s", 1), settle=SETTLING_SECONDS
+    )
     ahead.close()
 
 
@@ -122,7 +128,7 @@ def bench_add(benchmark: BenchmarkFixture, streams: int) -> None:
         return run
 
     contenders = {"plain copy": copy, "ours": add(ours), "NumPy twin": add(twin)}
-    take_turns(benchmark, contenders, "plain copy", 30, ("frames/s", ADDS * streams))
+    take_turns(benchmark, contenders, "plain copy", sized(30, 30, 2), ("frames/s", ADDS * streams))
 
 
 MILLION = """
@@ -164,6 +170,7 @@ print(replay.steps_added / seconds, share, replay.capacity_bytes)
 """
 
 
+@pytest.mark.skipif(SHORT, reason="takes a minute at any size")
 def bench_fill_a_million_steps_and_wrap(benchmark: BenchmarkFixture) -> None:
     benchmark.group = "fill 10^6 steps of 16x16 images, and half as many over them"
     rates: list[list[float]] = []

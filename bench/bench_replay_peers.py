@@ -1,10 +1,12 @@
 """Replay against peers that pip installs: the same steps in, batches of the same bytes out.
 
-Run with `pip install -e '.[peers]'`, then `pytest bench/bench_replay_peers.py --benchmark-only`;
+Run with `pip install -e '.[peers]'`, then `pytest bench/bench_replay_peers.py --benchmark-only -s`;
 where a peer is missing nothing is collected. Every contender holds 20,000 steps of 4 streams, has
-overwritten its oldest ones, and gives a batch that `check` accepts, before it is timed. Batches
-are left in CPU memory, in the library's own arrays. `extra_info` of the adds holds the memory that
-filling it took, in a process of its own, over the bytes of its steps.
+overwritten its oldest ones, and gives a batch that `check` accepts, before it is timed. Those of a
+group take turns (`bench/turns.py`) and have the same to do: batches in new arrays, as the peers
+give them, or in arrays used again, which no peer takes. Batches are left in CPU memory, in the
+library's own arrays. `extra_info` of the adds holds the memory that filling each took, in a process
+of its own, over the bytes of its steps.
 
 Left out: cpprb, which has no public way to sample sequences, and embodied, whose releases on the
 package index do not build; `numpy-slices` stands for it, with the same copies and no bookkeeping.
@@ -26,6 +28,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.bench_replay import FIELDS, STREAMS, arrays
+from bench.surroundings import SHORT, sized
+from bench.turns import take_turns
 from mudreamer_fast.replay import Batch, ReplayBuffer
 
 # Looked up rather than imported: jax and torchrl should weigh on no other benchmark.
@@ -37,6 +41,9 @@ if missing:
 
 CAPACITY_STEPS, LENGTH, EPISODE_STEPS = 20_000, 64, 500
 BATCHES = [16, 64]
+ROUNDS, ADDS = sized(40, 40, 2), 50
+SETTLING_SECONDS = 0.02
+"""After a turn, for threads of a library that wait for more work before they sleep."""
 WARM_CAPACITY_STEPS = 100 * STREAMS
 STEP_BYTES = sum(array.nbytes for array in arrays(1).values())
 
@@ -57,6 +64,13 @@ def recycled(batch: int) -> Batch:
     return arrays(batch, LENGTH)
 
 
+def empty(batch: int) -> Batch:
+    """New arrays for a batch."""
+    return {
+        name: np.empty((batch, LENGTH, *spec.shape), spec.dtype) for name, spec in FIELDS.items()
+    }
+
+
 class Ours:
     """Ours, as the trainer uses it: into recycled arrays, or into new ones."""
 
@@ -72,7 +86,8 @@ class Ours:
 class NumpySlices:
     """The least that NumPy must do: a slice per window and field, two where the ring wraps."""
 
-    def __init__(self, capacity_steps: int) -> None:
+    def __init__(self, capacity_steps: int, recycle: bool = True) -> None:
+        self.recycle = recycle
         self.capacity = capacity_steps // STREAMS
         self.columns = {
             name: np.empty((STREAMS, self.capacity, *spec.shape), spec.dtype)
@@ -87,7 +102,7 @@ class NumpySlices:
         self.added += 1
 
     def sample(self, batch: int) -> Batch:
-        out = recycled(batch)
+        out = recycled(batch) if self.recycle else empty(batch)
         held = min(self.added, self.capacity)
         streams = self.rng.integers(STREAMS, size=batch)
         starts = self.rng.integers(held - LENGTH + 1, size=batch) + self.added - held
@@ -172,15 +187,21 @@ class Flashbax:
         return self.jax.block_until_ready(sampled).experience
 
 
-CONTENDERS = {
-    "ours-1-thread": functools.partial(Ours, threads=1),
-    "ours-2-threads": functools.partial(Ours, threads=2),
-    "ours-2-threads-new-arrays": functools.partial(Ours, threads=2, recycle=False),
+USED_AGAIN = {
+    "ours, 1 thread": functools.partial(Ours, threads=1),
+    "ours, 2 threads": functools.partial(Ours, threads=2),
     "numpy-slices": NumpySlices,
+}
+NEW_ARRAYS = {
+    "ours, 1 thread, new arrays": functools.partial(Ours, threads=1, recycle=False),
+    "ours, 2 threads, new arrays": functools.partial(Ours, threads=2, recycle=False),
+    "numpy-slices, new arrays": functools.partial(NumpySlices, recycle=False),
     "flashbax": Flashbax,
     "torchrl": TorchRL,
 }
-ADDERS = [name for name in CONTENDERS if not name.endswith("new-arrays")]
+GROUPS = {"in arrays used again": USED_AGAIN, "in new arrays": NEW_ARRAYS}
+CONTENDERS = USED_AGAIN | NEW_ARRAYS
+ADDERS = [*USED_AGAIN, "flashbax", "torchrl"]
 
 
 def fields_of(stream: np.ndarray, step: np.ndarray) -> Batch:
@@ -224,9 +245,10 @@ def check(sampled: Mapping[str, Any], batch: int, held: range) -> None:
         np.testing.assert_array_equal(got[name][:, inner], expected[:, inner], name)
 
 
-@pytest.fixture(scope="module")
-def contender(request: pytest.FixtureRequest) -> Contender:
-    made: Contender = CONTENDERS[request.param](CAPACITY_STEPS)
+@functools.cache
+def filled(name: str) -> Contender:
+    """A contender that is full and known to work, the same one for all benchmarks."""
+    made: Contender = CONTENDERS[name](CAPACITY_STEPS)
     held = fill(made, CAPACITY_STEPS)
     for batch in BATCHES:
         check(made.sample(batch), batch, held)
@@ -234,38 +256,48 @@ def contender(request: pytest.FixtureRequest) -> Contender:
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("contender", CONTENDERS, indirect=True)
-def bench_sample(benchmark: BenchmarkFixture, contender: Contender, batch: int) -> None:
-    benchmark.group = f"sample {batch}x{LENGTH}"
-    benchmark(contender.sample, batch)
-
-
-@pytest.mark.parametrize("batch", BATCHES)
-def bench_plain_copy(benchmark: BenchmarkFixture, batch: int) -> None:
-    benchmark.group = f"sample {batch}x{LENGTH}"
+@pytest.mark.parametrize("group", GROUPS)
+def bench_sample(benchmark: BenchmarkFixture, group: str, batch: int) -> None:
+    benchmark.group = f"sample {batch}x{LENGTH} {group}"
+    samples = {name: functools.partial(filled(name).sample, batch) for name in GROUPS[group]}
     # Out of as much memory as a full buffer, so that the source is as cold as a sampled window.
     target = np.ones(batch * LENGTH * STEP_BYTES, np.uint8)
     source = np.ones((CAPACITY_STEPS // (batch * LENGTH), target.size), np.uint8)
     rng = np.random.default_rng(0)
-    benchmark(lambda: np.copyto(target, source[rng.integers(len(source))]))
+    copy = lambda: np.copyto(target, source[rng.integers(len(source))])  # noqa: E731
+    contenders = {"plain copy": copy, **samples}
+    rate = ("batches/s", 1)
+    warm = lambda name: contenders[name]()  # noqa: E731
+    take_turns(benchmark, contenders, "plain copy", ROUNDS, rate, warm, SETTLING_SECONDS)
 
 
-@pytest.mark.benchmark(group=f"add {STREAMS} steps")
-@pytest.mark.parametrize("contender", ADDERS, indirect=True)
-def bench_add(
-    benchmark: BenchmarkFixture, contender: Contender, request: pytest.FixtureRequest
-) -> None:
-    benchmark(contender.add, arrays(STREAMS))
-    if benchmark.stats:
-        name = request.node.callspec.params["contender"]
-        command = [sys.executable, "-m", "bench.bench_replay_peers", name]
-        root = Path(__file__).parents[1]
-        grown = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
-        resident_bytes = int(grown.stdout.splitlines()[-1])
-        benchmark.extra_info["resident_bytes"] = resident_bytes
-        benchmark.extra_info["resident_per_step_bytes"] = round(
-            resident_bytes / (CAPACITY_STEPS * STEP_BYTES), 2
-        )
+def bench_add(benchmark: BenchmarkFixture) -> None:
+    benchmark.group = f"add {STREAMS} steps"
+    step = arrays(STREAMS)
+
+    def adds(name: str) -> None:
+        for _ in range(ADDS):
+            filled(name).add(step)
+
+    contenders = {name: functools.partial(adds, name) for name in ADDERS}
+    rate = ("adds/s", ADDS)
+    base = "ours, 1 thread"
+    take_turns(benchmark, contenders, base, ROUNDS, rate, settle=SETTLING_SECONDS)
+    if SHORT:
+        return
+    taken = {name: grown_bytes(name) for name in ADDERS}
+    benchmark.extra_info["resident_bytes"] = taken
+    benchmark.extra_info["resident_per_step_bytes"] = {
+        name: round(grown / (CAPACITY_STEPS * STEP_BYTES), 2) for name, grown in taken.items()
+    }
+
+
+def grown_bytes(name: str) -> int:
+    """What filling a contender takes, measured by a process of its own."""
+    command = [sys.executable, "-m", "bench.bench_replay_peers", name]
+    root = Path(__file__).parents[1]
+    grown = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
+    return int(grown.stdout.splitlines()[-1])
 
 
 def resident_bytes() -> int:

@@ -1,4 +1,6 @@
-"""The rollout at size S, 1024 starts, 15 steps, 6 actions, through the dynamics or without.
+"""The rollout at size S, 15 steps, 6 actions, through the dynamics or without.
+
+1024 starts on a GPU, 64 elsewhere.
 
 `pytest bench/bench_rssm_imagine.py --benchmark-only -s`
 """
@@ -9,13 +11,13 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.providers import compare, draw, needs_gpu
+from bench.providers import compare, draw
+from bench.surroundings import DEVICE, GPU, sized
 from mudreamer_fast.ops.signatures import Linear, MlpWeights, NormLinear, RssmWeights
 
-ROWS, HORIZON, DETER, HIDDEN, GROUPS, CLASSES, ACTIONS = 1024, 15, 512, 512, 32, 32, 6
+DETER, HIDDEN, GROUPS, CLASSES, ACTIONS = 512, 512, 32, 32, 6
+ROWS, HORIZON = sized((1024, 15), (64, 15), (4, 2))
 LATENTS = GROUPS * CLASSES
-
-pytestmark = needs_gpu
 
 
 def layer(inputs: int, outputs: int) -> NormLinear:
@@ -27,7 +29,7 @@ def linear(inputs: int, outputs: int) -> Linear:
     return Linear((draw(outputs, inputs) / inputs**0.5).requires_grad_(), draw(outputs, grad=True))
 
 
-@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("precision", ["highest", "high"] if GPU else ["highest"])
 @pytest.mark.parametrize("dynamics", [True, False])
 def bench_rssm_imagine(benchmark: BenchmarkFixture, dynamics: bool, precision: str) -> None:
     torch.set_float32_matmul_precision(precision)
@@ -42,10 +44,10 @@ def bench_rssm_imagine(benchmark: BenchmarkFixture, dynamics: bool, precision: s
     )
     hidden = (layer(DETER + LATENTS, HIDDEN), layer(HIDDEN, HIDDEN))
     actor = MlpWeights(hidden, linear(HIDDEN, 2 * ACTIONS))
-    index = torch.randint(CLASSES, (ROWS, GROUPS), device="cuda")
+    index = torch.randint(CLASSES, (ROWS, GROUPS), device=DEVICE)
     stoch = torch.nn.functional.one_hot(index, CLASSES).float()
     deter, noise = draw(ROWS, DETER).tanh(), draw(ROWS, HORIZON, ACTIONS)
-    uniforms = torch.rand(ROWS, HORIZON, GROUPS, device="cuda")
+    uniforms = torch.rand(ROWS, HORIZON, GROUPS, device=DEVICE)
     leaves = [tensor for part in (*actor.hidden, actor.out) for tensor in part]
     compare(
         benchmark,

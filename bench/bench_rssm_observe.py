@@ -1,4 +1,7 @@
-"""Filtering at size S, 16 sequences of 64 steps: `pytest bench/bench_rssm_observe.py -s`."""
+"""Filtering at size S, 16 sequences: `pytest bench/bench_rssm_observe.py -s`.
+
+64 steps on a GPU, 16 elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ from collections.abc import Callable
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.providers import PROVIDERS, backward, compare, draw, needs_gpu
+from bench.providers import PROVIDERS, backward, compare, draw
+from bench.surroundings import DEVICE, GPU, sized
 from mudreamer_fast.ops.signatures import BatchNormState, Linear, NormLinear, RssmWeights
 
-ROWS, STEPS, EMBED, DETER, HIDDEN, GROUPS, CLASSES, ACTIONS = 16, 64, 4096, 512, 512, 32, 32, 6
+EMBED, DETER, HIDDEN, GROUPS, CLASSES, ACTIONS = 4096, 512, 512, 32, 32, 6
+ROWS, STEPS = sized((16, 64), (16, 16), (2, 2))
 LATENTS = GROUPS * CLASSES
-
-pytestmark = needs_gpu
 
 
 def layer(inputs: int, outputs: int) -> NormLinear:
@@ -44,11 +47,11 @@ def bench_rssm_initial(benchmark: BenchmarkFixture) -> None:
 
 def bench_rssm_observe(benchmark: BenchmarkFixture) -> None:
     weights = model()
-    norm = BatchNormState(draw(HIDDEN), torch.ones(HIDDEN, device="cuda"), True)
-    state = draw(ROWS, DETER).tanh(), torch.zeros(ROWS, GROUPS, CLASSES, device="cuda")
-    first = torch.rand(ROWS, STEPS, device="cuda") < 0.01
+    norm = BatchNormState(draw(HIDDEN), torch.ones(HIDDEN, device=DEVICE), True)
+    state = draw(ROWS, DETER).tanh(), torch.zeros(ROWS, GROUPS, CLASSES, device=DEVICE)
+    first = torch.rand(ROWS, STEPS, device=DEVICE) < 0.01
     embed, action = draw(ROWS, STEPS, EMBED, grad=True), draw(ROWS, STEPS, ACTIONS)
-    uniforms = torch.rand(ROWS, STEPS, GROUPS, device="cuda")
+    uniforms = torch.rand(ROWS, STEPS, GROUPS, device=DEVICE)
     leaves = [embed, *(t for part in weights[1:] for t in part)]
     compare(
         benchmark,
@@ -57,16 +60,17 @@ def bench_rssm_observe(benchmark: BenchmarkFixture) -> None:
         )[:5],
         leaves,
         (*PROVIDERS, "persistent"),
-        cudnn_gru(),
+        plain_gru(),
     )
 
 
-def cudnn_gru() -> dict[str, Callable[[], object]]:
-    """cuDNN's GRU over as many steps and units: no norms, no latents, no resets, no prior."""
-    gru = torch.nn.GRU(HIDDEN, DETER, batch_first=True, device="cuda")
+def plain_gru() -> dict[str, Callable[[], object]]:
+    """PyTorch's GRU over as many steps and units: no norms, no latents, no resets, no prior."""
+    name = "cuDNN GRU" if GPU else "PyTorch GRU"
+    gru = torch.nn.GRU(HIDDEN, DETER, batch_first=True, device=DEVICE)
     x = draw(ROWS, STEPS, HIDDEN, grad=True)
     leaves = [x, *gru.parameters()]
     return {
-        "cuDNN GRU forward": lambda: gru(x)[0],
-        "cuDNN GRU forward and backward": lambda: backward(gru(x)[0], leaves),
+        f"{name} forward": lambda: gru(x)[0],
+        f"{name} forward and backward": lambda: backward(gru(x)[0], leaves),
     }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.providers import compare, draw, needs_gpu
+from bench.providers import compare, draw
+from bench.surroundings import sized
 
-pytestmark = [needs_gpu, pytest.mark.parametrize("rows", [1024, 16384])]
+pytestmark = pytest.mark.parametrize("rows", sized([1024, 16384], [1024, 16384], [16]))
 
 
 def bench_two_hot_loss(benchmark: BenchmarkFixture, rows: int) -> None:

@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,8 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.profile_update import SHORT as SHORT_CONFIG
+from bench.surroundings import SHORT, sized
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.config import Config, TrainConfig
 from mudreamer_fast.envs import ActionSpec, ArraySpec
@@ -28,9 +31,9 @@ from mudreamer_fast.imagination import imagine
 from mudreamer_fast.ops.signatures import State
 
 THREADS = int(os.environ.get("MUDREAMER_BENCH_THREADS", "2"))
-ROUNDS = 3
+ROUNDS = sized(3, 3, 1)
 ACTIONS = 6
-CONFIG = Config(train=TrainConfig(backend="reference"))
+CONFIG = replace(SHORT_CONFIG if SHORT else Config(), train=TrainConfig(backend="reference"))
 
 
 @pytest.fixture(autouse=True)

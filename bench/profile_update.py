@@ -195,10 +195,11 @@ def measure(way: Way, everything: bool, short: bool, note: Callable[[Any], objec
 
 def agreement(note: Callable[[Any], object]) -> None:
     """Compares every fused operation with the reference in float64."""
-    from mudreamer_fast.backend.load import check_fused
+    from mudreamer_fast import kernels, reference
+    from mudreamer_fast.backend.selfcheck import check_ops
 
     start = time.perf_counter()
-    checks = check_fused(DEVICE)
+    checks = check_ops(kernels, reference, DEVICE)
     wrong = [str(check) for check in checks if not check.ok]
     note({"seconds": time.perf_counter() - start, "compared": len(checks), "disagree": wrong})
 

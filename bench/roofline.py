@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,9 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-SIDE = 8192
+from bench.surroundings import DEVICE
+
+SIDE = {"cuda": 8192, "cpu": 1024}
 """Of the matrices whose product shows how fast the device multiplies."""
-COPIED_BYTES = 2**30
+COPIED_BYTES = {"cuda": 2**30, "cpu": 2**27}
 ROUNDS = 10
 
 
@@ -82,19 +85,26 @@ def count(call: Callable[[], object]) -> Work:
 
 @functools.cache
 def limits(tf32: bool) -> Limits:
-    """What the current GPU does at best in float32, with products in TF32 or without."""
+    """What the device does at best in float32, with a GPU's products in TF32 or without."""
     assert torch.backends.cuda.matmul.allow_tf32 == tf32
-    square = torch.randn(SIDE, SIDE, device="cuda")
-    many = torch.randn(COPIED_BYTES // 4, device="cuda")
-    target = torch.empty_like(many)
+    side, copied = SIDE[DEVICE.type], COPIED_BYTES[DEVICE.type]
+    square = torch.randn(side, side, device=DEVICE)
+    many = torch.zeros(copied // 4, device=DEVICE)
+    target = torch.zeros_like(many)
     product = _seconds(lambda: square @ square)
     copy = _seconds(lambda: target.copy_(many))
-    return Limits(2 * SIDE**3 / product, 2 * COPIED_BYTES / copy)
+    return Limits(2 * side**3 / product, 2 * copied / copy)
 
 
 def _seconds(call: Callable[[], object]) -> float:
     """Median time of a call on the device."""
     times = []
+    if DEVICE.type == "cpu":
+        for _ in range(ROUNDS):
+            begun = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begun)
+        return statistics.median(times)
     for _ in range(ROUNDS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
+from typing import TypeVar
 
 import torch
 
@@ -16,6 +18,16 @@ from bench.commit import commit
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """Where benchmarks run."""
+GPU = DEVICE.type == "cuda"
+SHORT = bool(os.environ.get("BENCH_SHORT"))
+"""Whether benchmarks are to take the least of all, once each: to show that they work."""
+
+Size = TypeVar("Size")
+
+
+def sized(gpu: Size, cpu: Size, short: Size) -> Size:
+    """A size for the machine at hand, or the least."""
+    return short if SHORT else gpu if GPU else cpu
 
 
 def surroundings() -> dict[str, str]:

@@ -25,6 +25,7 @@ def take_turns(
     rounds: int,
     rate: tuple[str, float],
     warm: Callable[[str], object] = lambda name: None,
+    settle: float = 0.0,
 ) -> None:
     """Time the contenders one after the other, in each round once, and print what came of it.
 
@@ -37,6 +38,7 @@ def take_turns(
         rounds: how often.
         rate: what to count, and how much of it a call does.
         warm: called before each turn with the contender's name; not timed.
+        settle: seconds to wait after each turn, for what it leaves running.
     """
     unit, amount = rate
     taken: list[dict[str, float]] = []
@@ -47,6 +49,7 @@ def take_turns(
         for name in rng.permutation(list(contenders)).tolist():
             warm(name)
             turn[name] = seconds(contenders[name])
+            time.sleep(settle)
         taken.append(turn)
 
     one_round()
@@ -60,6 +63,8 @@ def take_turns(
         low, middle, high = np.quantile(over_base, (0.25, 0.5, 0.75)).tolist()
         rows[name] = {
             "milliseconds": median * 1e3,
+            "min_milliseconds": min(one[name] for one in taken) * 1e3,
+            "max_milliseconds": max(one[name] for one in taken) * 1e3,
             unit: amount / median,
             f"over {base}": {"median": middle, "quartiles": [low, high]},
         }

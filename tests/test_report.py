@@ -87,6 +87,74 @@ def test_report_gives_each_part_and_contender_a_row(
     ]
 
 
+def test_report_says_what_was_left_out_and_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = {"reference": {"median": 3.0, "min": 2.0, "max": 4.0}}
+    why = {"fused": "needs a CUDA device"}
+    both = [one(name, microseconds=times, left_out=why, device="CPU") for name in ("a", "b")]
+    assert main([saved(tmp_path, *both)]) == 0
+    lines = printed(capsys)
+    assert lines[0].startswith("A CPU, 2 cores; ")
+    assert lines[-1] == "fused: left out of a, b: needs a CUDA device"
+
+
+def updates(tmp_path: Path, name: str, milliseconds: float) -> str:
+    def times(factor: float) -> dict[str, float]:
+        middle = factor * milliseconds
+        return {"median": middle, "min": 0.5 * middle, "max": 2 * middle, "rounds": 10}
+
+    way = {"finite": True, "milliseconds": times(1), "acting_milliseconds": {"4": times(0.1)}}
+    whole = {
+        "device": "A GPU", "python": "3.11.7", "torch": "2.13.0", "driver": "580.1",
+        "commit": "feed",
+        "update": {
+            "fused": way, "agreement": {"compared": 20, "disagree": []},
+            "persistent": {"error": "ended after 60 s"},
+        },
+    }  # fmt: skip
+    path = tmp_path / name
+    path.write_text(json.dumps(whole))
+    return str(path)
+
+
+def test_report_reads_updates_by_backend(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([updates(tmp_path, "a.json", 5.0)]) == 0
+    assert printed(capsys) == [
+        "A GPU; Python 3.11.7, torch 2.13.0, driver 580.1; commit feed",
+        "",
+        "| benchmark | median | spread | rounds |",
+        "| --- | --- | --- | --- |",
+        "| update: fused | 5 ms | 2.5 ms to 10 ms | 10 |",
+        "| acting in 4: fused | 500 us | 250 us to 1 ms | 10 |",
+        "",
+        "agreement: 20 operations compared, all agree with the reference",
+        "persistent: ended after 60 s",
+    ]
+
+
+def test_report_compares_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new, old = updates(tmp_path, "new.json", 4.0), updates(tmp_path, "old.json", 8.0)
+    assert main([new, "--against", old]) == 0
+    lines = printed(capsys)
+    assert [line.split(":")[0] for line in lines[:2]] == ["new.json", "against old.json"]
+    assert lines[3:] == [
+        "| benchmark | median | against | ratio | spread of the ratio |",
+        "| --- | --- | --- | --- | --- |",
+        "| update: fused | 4 ms | 8 ms | 2 | 0.5 to 8 |",
+        "| acting in 4: fused | 400 us | 800 us | 2 | 0.5 to 8 |",
+    ]
+
+
+def test_report_names_what_only_one_file_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([saved(tmp_path, one("a")), "--against", updates(tmp_path, "b.json", 1.0)]) == 0
+    assert printed(capsys)[-1] == "in one file alone: a, acting in 4: fused, update: fused"
+
+
 def test_report_reads_what_pytest_benchmark_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
