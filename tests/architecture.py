@@ -33,6 +33,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("run.results", "run.evaluator", "run.saving"),
     ("run.lessons",),
     ("run.trainer",),
+    ("cli.predict",),
     ("train", "cli.check_env", "cli.doctor", "cli.info"),
     ("cli.main",),
 )

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import torch
 
 from mudreamer_fast.agent import Agent
+from mudreamer_fast.cli.predict import Prediction, predict
 from mudreamer_fast.collect import Collector, random_policy, replay_fields
 from mudreamer_fast.config import PRESETS, Config
 from mudreamer_fast.envs import EnvError, make_env, task_names
 from mudreamer_fast.envs.graphics import renderer_name
 from mudreamer_fast.envs.tasks import EPISODE_SIMULATOR_STEPS
 from mudreamer_fast.machine.device import (
+    busy_with_others,
     overlaps,
     resolve_device,
     settle_arithmetic,
@@ -27,7 +29,7 @@ from mudreamer_fast.machine.device import (
 )
 from mudreamer_fast.machine.memory import GIB, available_bytes, replay_bytes
 from mudreamer_fast.replay import ReplayBuffer
-from mudreamer_fast.run.reporter import clock_text
+from mudreamer_fast.run.reporter import span_text
 
 PACKAGES = ("torch", "numpy", "mujoco", "envpool", "dm_control", "gymnasium", "triton")
 TIMED_STEPS = 30
@@ -48,8 +50,12 @@ class Timing:
     """The same with the agent acting."""
     update: float
     """One update."""
+    steps_timed: int
+    """Steps with the agent acting that were timed."""
     updates_timed: int
     """Updates that were timed."""
+    predicted: Prediction
+    """What an update should have taken, from before any was made."""
 
 
 def describe(preset: str, config: Config) -> str:
@@ -96,6 +102,7 @@ def estimate(preset: str, config: Config, seconds: float) -> str:
         config: all settings.
         seconds: time to measure for; one update is finished whatever it takes.
     """
+    busy = busy_with_others(resolve_device(config.train.device))
     timing, parts = _measure(config, seconds)
     env, train = config.env, config.train
     policy_steps = train.env_steps / env.action_repeat
@@ -113,17 +120,22 @@ def estimate(preset: str, config: Config, seconds: float) -> str:
     evaluating = rounds * episode_steps * timing.agent_step * evaluations + random_scoring
     start = prefill / env.num_envs * timing.random_step
     total = start + learning + evaluating
+    expected = timing.predicted
     lines = [
+        f"prediction an update takes {expected.seconds * 1e3:.1f} ms and all of them "
+        f"{span_text(updates * expected.seconds)}: {expected}",
         f"measured   {preset}: {env.task}, {parts}",
         f"  update             {timing.update * 1e3:8.1f} ms  (median of {timing.updates_timed})",
         f"  policy step, agent {timing.agent_step / env.num_envs * 1e3:8.1f} ms  "
-        f"({env.num_envs} environments side by side)",
+        f"(median of {timing.steps_timed}, {env.num_envs} environments side by side)",
         f"estimate   {train.env_steps:,} environment steps = {policy_steps:,.0f} policy steps, "
-        f"{updates:,.0f} updates: {clock_text(total)}",
-        f"  learning {clock_text(learning)}{' (acting meanwhile)' if overlap else ''}, "
-        f"prefill {clock_text(start)}, "
-        f"{evaluations} evaluations and the random policy's {clock_text(evaluating)}",
+        f"{updates:,.0f} updates: {span_text(total)}",
+        f"  learning {span_text(learning)}{' (acting meanwhile)' if overlap else ''}, "
+        f"prefill {span_text(start)}, "
+        f"{evaluations} evaluations and the random policy's {span_text(evaluating)}",
     ]
+    if busy:
+        lines.append(f"  this machine was busy ({busy}): alone the run will take less")
     if train.max_minutes is not None and total > 60 * train.max_minutes:
         share = max(0.0, 60 * train.max_minutes - start - evaluating) / max(learning, 1e-9)
         steps = (prefill + share * (policy_steps - prefill)) * env.action_repeat
@@ -149,13 +161,16 @@ def _measure(config: Config, seconds: float) -> tuple[Timing, str]:
             fields, 2 * length * env.num_envs, env.num_envs, 0, config.replay.gather_threads
         )
         agent = Agent(config, env.observation_spec, env.action_spec, device)
+        begun = time.monotonic()
+        predicted = predict(agent)
+        deadline += time.monotonic() - begun
         collector = Collector(env, replay, random_policy(env.action_spec, env.num_envs, 0))
         random_step, _ = _time(
             lambda: collector.collect(1), TIMED_STEPS + length, collecting, at_least=length
         )
         state = agent.initial_state(env.num_envs)
         acting = Collector(env, replay, agent.act, state)
-        agent_step, _ = _time(lambda: acting.collect(1), TIMED_STEPS, collecting)
+        agent_step, steps = _time(lambda: acting.collect(1), TIMED_STEPS, collecting)
         batch = replay.sample(config.replay.batch_size, length)
         learn = lambda: agent.update(replay.sample(config.replay.batch_size, length, batch))  # noqa: E731
         update, updates = _time(learn, MOST_UPDATES, deadline - time.monotonic())
@@ -171,7 +186,7 @@ def _measure(config: Config, seconds: float) -> tuple[Timing, str]:
         f"{agent.operations}{' in CUDA graphs' if agent.graphed else ''}, "
         f"replay {full:.2f} GiB{room}"
     )
-    return Timing(random_step, agent_step, update, updates), parts
+    return Timing(random_step, agent_step, update, steps, updates, predicted), parts
 
 
 def _time(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 
 import torch
 
@@ -58,6 +59,35 @@ def overlaps(setting: str, device: torch.device) -> bool:
     if setting == "auto":
         return device.type == "cuda" or torch.get_num_threads() < usable_cores()
     return setting == "on"
+
+
+def busy_with_others(device: torch.device) -> str:
+    """What else this machine is doing, as far as it shows: nothing, where measurements are sound.
+
+    Ask before work begins that shows in these figures itself.
+    """
+    said = []
+    load, cores = os.getloadavg()[0], usable_cores()
+    if load > cores / 2:
+        said.append(f"a load average of {load:.1f} on {cores} cores")
+    if device.type == "cuda":
+        others = _processes_on(device) - {os.getpid()}
+        if others:
+            said.append(f"{len(others)} other processes on the GPU")
+    return " and ".join(said)
+
+
+def _processes_on(device: torch.device) -> set[int]:
+    """Processes that compute on a GPU; none where the driver's tool does not say."""
+    command = [
+        "nvidia-smi", f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}",
+        "--query-compute-apps=pid", "--format=csv,noheader",
+    ]  # fmt: skip
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return set()
+    return {int(line) for line in said.stdout.split() if line.isdecimal()}
 
 
 def usable_cores() -> int:

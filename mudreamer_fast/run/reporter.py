@@ -73,6 +73,20 @@ def clock_text(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
+def span_text(seconds: float) -> str:
+    """Seconds in the two units that matter: 2 d 3 h, 1 h 20 min, 12 min or 45 s."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes = round(max(0.0, seconds) / 60)
+    if minutes < 2:
+        return f"{round(max(0.0, seconds))} s"
+    hours, minute = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minute} min" if hours else f"{minute} min"
+    days, hour = divmod(round(minutes / 60), 24)
+    return f"{days} d {hour} h"
+
+
 class Speed:
     """Rates of some counters over the last seconds.
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +28,34 @@ def test_device_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPat
     assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(ConfigError, match="cuda:2 was asked for, but there are 2 GPUs"):
         resolve_device("cuda:2")
+
+
+def test_a_machine_is_busy_from_half_a_load_on_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "usable_cores", lambda: 4)
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.9, 9.0, 9.0))
+    assert device_module.busy_with_others(torch.device("cpu")) == ""
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.1, 0.0, 0.0))
+    assert device_module.busy_with_others(torch.device("cpu")) == "a load average of 2.1 on 4 cores"
+
+
+def test_a_gpu_is_busy_with_processes_that_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="4-2")
+    )
+    asked: list[list[str]] = []
+    said = SimpleNamespace(stdout=f"{os.getpid()}\n17\n[N/A]\n")
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: asked.append(command) or said)
+    assert device_module.busy_with_others(torch.device("cuda", 1)) == "1 other processes on the GPU"
+    assert "--id=GPU-4-2" in asked[0]
+    said.stdout = f"{os.getpid()}\n"
+    assert device_module.busy_with_others(torch.device("cuda", 1)) == ""
+
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert device_module.busy_with_others(torch.device("cuda", 1)) == ""
 
 
 @pytest.mark.parametrize("name", ["tpu", "", "cuda:", "cuda:-1", "CPU", "cpu:0", "mps"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mudreamer_fast.run import reporter as reporter_module
-from mudreamer_fast.run.reporter import Progress, Reporter, Speed, Standing, clock_text
+from mudreamer_fast.run.reporter import Progress, Reporter, Speed, Standing, clock_text, span_text
 from mudreamer_fast.run.watch import FEATURE_STD, LINES
 from tests import tiny_run
 
@@ -31,6 +31,17 @@ class Terminal(io.StringIO):
 )
 def test_clock_text(seconds: float, text: str) -> None:
     assert clock_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (45.4, "45 s"), (119.0, "2 min"), (3000.0, "50 min"), (4800.0, "1 h 20 min"),
+        (86_399.0, "1 d 0 h"), (183_600.0, "2 d 3 h"), (float("inf"), "?"),
+    ],
+)  # fmt: skip
+def test_span_text(seconds: float, text: str) -> None:
+    assert span_text(seconds) == text
 
 
 def test_terminal_line_is_drawn_over_and_cleared_for_messages(
