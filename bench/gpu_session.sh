@@ -96,7 +96,7 @@ run_part() {
         ;;
     tests)
         local file
-        tests 200 selfcheck tests/backend/test_selfcheck.py tests/backend/test_load.py
+        tests 240 selfcheck tests/backend/test_selfcheck.py tests/backend/test_load.py tests/backend/test_trial.py
         for file in tests/kernels/test_*.py; do
             # Ahead-of-time compilation needs no GPU, and the barriers are a part of their own.
             [[ $file == *test_compile_kernels.py ]] && continue
