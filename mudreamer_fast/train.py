@@ -22,6 +22,7 @@ def train(
     run_dir: str | os.PathLike[str],
     resume: bool = False,
     env: Callable[[], Any] | None = None,
+    allow_other_simulator: bool = False,
 ) -> TrainResult:
     """Trains an agent; metrics and checkpoints go to `run_dir`.
 
@@ -44,6 +45,8 @@ def train(
         resume: go on from the checkpoint in `run_dir`.
         env: makes one environment, a gymnasium.Env, in place of `config.env.task`'s; it is called
             without arguments, in this process and, with several environments, in others as well.
+        allow_other_simulator: whether a run may go on with a simulator that may show it something
+            else than the one that it was made with.
 
     Raises:
         ConfigError: a device, task or memory need that this machine cannot meet, settings under
@@ -54,7 +57,10 @@ def train(
     Whatever ends a run, what it had learned is saved first.
     """
     config = dataclasses.replace(config, env=with_factory(config.env, env))
-    with StopSignals() as stop, Trainer(config, Path(run_dir), resume, stop) as run:
+    with (
+        StopSignals() as stop,
+        Trainer(config, Path(run_dir), resume, stop, allow_other_simulator) as run,
+    ):
         try:
             run.take_up()
             run.evaluator.score_random_policy()

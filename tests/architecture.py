@@ -29,6 +29,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("imagination",),
     ("actor_critic",),
     ("agent",),
+    ("run.made_with",),
     ("learner", "run.scoring", "run.pace", "run.replay", "run.history"),
     ("run.results", "run.evaluator", "run.saving"),
     ("run.lessons",),

@@ -78,7 +78,7 @@ def patch_envs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 def start(config: Config, folder: Path, resume: bool = False) -> Trainer:
     """A run that nothing stops."""
-    return Trainer(config, folder, resume, StopSignals())
+    return Trainer(config, folder, resume, StopSignals(), other_simulator=False)
 
 
 def step(run: Trainer, times: int) -> None:

@@ -76,6 +76,8 @@ class TrainCommand:
     resume_or_start: Path | None = None
     """Run folder to go on with where it has a checkpoint, and to start in where it has none, by
     the preset and options given: one command for a scheduler that starts a job again."""
+    allow_other_simulator: bool = False
+    """Go on with another simulator, or another version of it, than the run was made with."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ class EvaluateCommand:
     """auto, cpu, cuda or cuda:N, whatever the run was trained on."""
     backend: BackendName = "auto"
     """Implementation of the model's operations, whatever the run was trained with."""
+    allow_other_simulator: bool = False
+    """Play in another simulator, or another version of it, than the run was made with."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +211,12 @@ def _train(words: list[str]) -> int:
         say(f"{ended}\n")
 
     try:
-        result = train(command.config, run_dir, resume)
+        result = train(
+            command.config,
+            run_dir,
+            resume,
+            allow_other_simulator=command.allow_other_simulator,
+        )
     except ConfigError as error:  # the run has not begun
         if requeued and isinstance(error, RunOverError):
             say(f"{error}\n")
@@ -256,6 +265,8 @@ def _evaluate(words: list[str]) -> int:
         eval_policy,
         command.device,
         film,
+        folder.made_with,
+        command.allow_other_simulator,
     )
     print(score_table(evaluation.scores, random_scores, eval_policy))
     if command.video is not None:

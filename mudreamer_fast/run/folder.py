@@ -30,9 +30,9 @@ class RunFolder:
         return self.root / "config.json"
 
     @property
-    def operations(self) -> Path:
-        """What computes the model's operations, as `train.backend` was resolved."""
-        return self.root / "operations.json"
+    def made_with(self) -> Path:
+        """Simulator, libraries, device and operations, as they were found."""
+        return self.root / "made_with.json"
 
     @property
     def checkpoint(self) -> Path:

@@ -15,6 +15,7 @@ from mudreamer_fast.evaluate import Evaluation, evaluate
 from mudreamer_fast.machine.device import resolve_device, settle_arithmetic
 from mudreamer_fast.machine.screen import say
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
+from mudreamer_fast.run import made_with
 
 PolicyMaker = Callable[[VectorEnv], tuple[Policy, Any]]
 """Gives a policy for an environment, and its first state."""
@@ -89,6 +90,8 @@ def score_run(
     eval_policy: ActionChoice,
     device: str,
     film: bool,
+    made_in: Path | None = None,
+    allow_other_simulator: bool = False,
 ) -> tuple[Evaluation, list[float]]:
     """Scores a checkpoint of a run.
 
@@ -100,12 +103,14 @@ def score_run(
         eval_policy: whether actions are sampled or the most likely ones.
         device: to act on.
         film: keep the pictures of the first episode.
+        made_in: file that says what the run was made with; None asks nothing.
+        allow_other_simulator: whether another simulator will do.
 
     Returns:
         The agent's scores, and the random policy's that the run measured.
 
     Raises:
-        ConfigError: a device that is not there.
+        ConfigError: a device that is not there, or a simulator that is not the run's.
         checkpoint.CheckpointError: no checkpoint, or none that can be read.
     """
     chosen = resolve_device(device)
@@ -114,6 +119,8 @@ def score_run(
     seed = config.train.seed if seed is None else seed
 
     def make(env: VectorEnv) -> tuple[Policy, Any]:
+        if made_in is not None:
+            made_with.check(made_in, env, allow_other_simulator)
         agent = Agent(config, env.observation_spec, env.action_spec, chosen)
         agent.load_state_dict(saved["agent"])
         return agent_policy(agent, eval_policy, policy_seed(seed))(env)

@@ -24,9 +24,9 @@ from mudreamer_fast.machine.device import (
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed, seed_everything
 from mudreamer_fast.machine.signals import StopSignals
 from mudreamer_fast.replay.prefetch import Prefetcher
-from mudreamer_fast.run import saving
+from mudreamer_fast.run import made_with, saving
 from mudreamer_fast.run.evaluator import Evaluator
-from mudreamer_fast.run.folder import RunFolder, write_config, write_json
+from mudreamer_fast.run.folder import RunFolder, write_config
 from mudreamer_fast.run.history import check_exact_resume, open_history
 from mudreamer_fast.run.lessons import Lessons
 from mudreamer_fast.run.lock import RunLock
@@ -39,7 +39,9 @@ from mudreamer_fast.run.results import TrainResult, present
 class Trainer:
     """The parts of one run and the steps of its loop; `train` says in which order."""
 
-    def __init__(self, config: Config, run_dir: Path, resume: bool, stop: StopSignals) -> None:
+    def __init__(
+        self, config: Config, run_dir: Path, resume: bool, stop: StopSignals, other_simulator: bool
+    ) -> None:
         """Builds everything, or raises and leaves nothing open."""
         self.stop, self.folder = stop, RunFolder(run_dir)
         check_that_updates_come(config)
@@ -60,6 +62,7 @@ class Trainer:
             seed_everything(self._seed(SeedUse.GLOBAL))
             self.env = make_env(config.env, config.env.num_envs, self._seed(SeedUse.COLLECT))
             self._open.callback(self.env.close)
+            made_with.check(self.folder.made_with, self.env, other_simulator)
             self.config = config = saving.with_profile(config, self.env.render_profile)
             seed = self._seed(SeedUse.REPLAY)
             self.replay = open_replay(config, self.env, self.folder, seed, saved)
@@ -78,7 +81,7 @@ class Trainer:
             if learning and not self.collector.handed_over:
                 self._hand_over()
             write_config(config, self.folder.config)
-            write_json(self.folder.operations, self.agent.operations.facts())
+            made_with.write(self.folder.made_with, self.env, self.agent)
             resumed_at = (self.pace.env_steps, self.counters.seconds) if resume else None
             self.reporter = Reporter(config, run_dir, resumed_at, self.agent.policy_entropy)
             self._open.callback(self.reporter.close)
@@ -239,12 +242,8 @@ class Trainer:
 
     def result(self, evaluation: Evaluation | None) -> TrainResult:
         """What the run came to."""
+        pace, stopped_by = self.pace, self.stop.received if evaluation is None else None
         return TrainResult(
-            self.folder.root,
-            self.pace.env_steps,
-            self.agent.updates,
-            self.pace.seconds,
-            self.counters.random_scores,
-            evaluation,
-            self.stop.received if evaluation is None else None,
-        )
+            self.folder.root, pace.env_steps, self.agent.updates, pace.seconds,
+            self.counters.random_scores, evaluation, stopped_by,
+        )  # fmt: skip

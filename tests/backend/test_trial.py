@@ -76,7 +76,7 @@ def test_run_goes_on_without_the_operations_that_fail(
         "categorical_entropy: its process was ended by SIGSEGV, and 4 more\n"
     ) in said.err
     assert f"fused operations, but {', '.join(wrong)} by reference" in said.out + said.err
-    recorded = json.loads((tmp_path / "run" / "operations.json").read_text())
+    recorded = json.loads((tmp_path / "run" / "made_with.json").read_text())
     assert recorded["operations"] == "fused"
     reasons = recorded["by_reference"]
     assert list(reasons) == wrong
