@@ -1,0 +1,242 @@
+"""A long run that is killed again and again: does anything grow, slow down or get lost?
+
+    python -m bench.soak OUT.json [--minutes 120] [--kill-every 10] [-- TRAIN OPTIONS...]
+
+Starts `mudreamer-fast train --resume-or-start`, kills it with SIGKILL at random moments about every
+`--kill-every` minutes, starts it again, and looks at it every ten seconds: memory (pages counted
+once), open files, threads and processes of the run and its children, and the steps in its log. OUT
+holds all of that, and what is asked of it: memory that grows by no more than 2% once the replay is
+full, no more files, threads and processes at the end than at the beginning, and in the last stretch
+between two kills no less than 95% of the first one's steps a second. Exit code 1 where it does not
+hold. Without options the preset is `quick`, with more steps than the time allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.surroundings import surroundings
+from mudreamer_fast.run.folder import RunFolder, read_config
+from mudreamer_fast.run.metrics import METRICS_FILE
+
+LOOK_SECONDS = 10.0
+SETTLED_SECONDS = 60.0
+"""After a start memory and threads are still coming, and so are the steps a second."""
+GROWTH, SLOWER = 0.02, 0.05
+DEFAULT = ["quick", "--train.env-steps", "1000000000"]
+
+
+@dataclass
+class Look:
+    """What a run had at one moment."""
+
+    seconds: float
+    """Since the soak began."""
+    memory_bytes: int
+    files: int
+    threads: int
+    processes: int
+    env_steps: int
+
+
+@dataclass
+class Stretch:
+    """A run from a start to what ended it."""
+
+    looks: list[Look] = field(default_factory=list)
+    ended_by: str = ""
+    first_env_steps: int = 0
+    """Of the first line that it logged: where it went on."""
+    steps_lost: int = 0
+    """By the kill before it."""
+
+    def settled(self) -> list[Look]:
+        """Looks from when everything is there."""
+        if not self.looks:
+            return []
+        begun = self.looks[0].seconds + SETTLED_SECONDS
+        return [look for look in self.looks if look.seconds >= begun]
+
+    def steps_per_second(self) -> float | None:
+        """Once it is settled; None where it was not long enough."""
+        looks = self.settled()
+        if len(looks) < 2:
+            return None
+        taken = looks[-1].env_steps - looks[0].env_steps
+        return taken / (looks[-1].seconds - looks[0].seconds)
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for parent in found:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                found += map(int, children.read_text().split())
+            except OSError:
+                continue
+    return found
+
+
+def look(pid: int, seconds: float, env_steps: int) -> Look | None:
+    """What the processes of a run have; None where they are just ending."""
+    memory = files = threads = 0
+    processes = family(pid)
+    try:
+        for process in processes:
+            folder = Path(f"/proc/{process}")
+            shares = (folder / "smaps_rollup").read_text().split("Pss:")[1]
+            memory += 1024 * int(shares.split()[0])
+            files += len(list((folder / "fd").iterdir()))
+            threads += len(list((folder / "task").iterdir()))
+    except (OSError, IndexError):
+        return None
+    return Look(seconds, memory, files, threads, len(processes), env_steps)
+
+
+def logged(log: Path) -> list[int]:
+    """Environment steps of every whole line of a run's log."""
+    try:
+        lines = log.read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(int(json.loads(line)["env_steps"]))
+        except (ValueError, KeyError):  # the last line may be half written
+            continue
+    return found
+
+
+def stretch(
+    command: list[str], folder: Path, begun: float, until: float, last: bool, said: Any
+) -> Stretch:
+    """Start a run, look at it until a moment, and kill it; the last one is asked to stop."""
+    log, found = folder / METRICS_FILE, Stretch()
+    before = logged(log)
+    process = subprocess.Popen(command, stdout=said, stderr=said)
+    while time.monotonic() < until and process.poll() is None:
+        time.sleep(max(0.0, min(LOOK_SECONDS, until - time.monotonic())))
+        steps = logged(log)
+        now = look(process.pid, time.monotonic() - begun, steps[-1] if steps else 0)
+        if now is not None and process.poll() is None:
+            found.looks.append(now)
+    if process.poll() is not None:
+        found.ended_by = f"itself, with code {process.returncode}"
+    else:
+        process.send_signal(signal.SIGTERM if last else signal.SIGKILL)
+        process.wait()
+        found.ended_by = "SIGTERM" if last else "SIGKILL"
+    if before and found.looks:
+        found.first_env_steps = min(look.env_steps for look in found.looks)
+        found.steps_lost = max(0, before[-1] - found.first_env_steps)
+    return found
+
+
+def verdict(stretches: list[Stretch], full_env_steps: int) -> dict[str, Any]:
+    """What is asked of a soak, and what came.
+
+    Args:
+        stretches: in their order.
+        full_env_steps: from when on the replay grows no more.
+    """
+    long = [one for one in stretches if len(one.settled()) >= 2]
+    full = [
+        statistics.median(look.memory_bytes for look in one.settled())
+        for one in long
+        if one.settled()[0].env_steps >= full_env_steps
+    ]
+    rates = [rate for one in long if (rate := one.steps_per_second()) is not None]
+    ended = [one.ended_by for one in stretches if one.ended_by.startswith("itself")]
+    found: dict[str, Any] = {
+        "kills": sum(one.ended_by == "SIGKILL" for one in stretches),
+        "steps_lost": [one.steps_lost for one in stretches[1:]],
+        "memory_growth": full[-1] / full[0] - 1 if len(full) > 1 else None,
+        "last_rate_to_first": rates[-1] / rates[0] if len(rates) > 1 else None,
+        "ended_by_itself": ended,
+    }
+    for name in ("files", "threads", "processes"):
+        most = [max(getattr(look, name) for look in one.settled()) for one in long]
+        found[f"{name}_growth"] = most[-1] - most[0] if len(most) > 1 else None
+    growth, rate = found["memory_growth"], found["last_rate_to_first"]
+    broken = [
+        name
+        for name, holds in {
+            "memory grows": growth is None or growth <= GROWTH,
+            "it slows down": rate is None or rate >= 1 - SLOWER,
+            "files grow": not (found["files_growth"] or 0) > 0,
+            "threads grow": not (found["threads_growth"] or 0) > 0,
+            "processes grow": not (found["processes_growth"] or 0) > 0,
+            "it ended by itself": not ended,
+        }.items()
+        if not holds
+    ]
+    unknown = [name for name in ("memory_growth", "last_rate_to_first") if found[name] is None]
+    return found | {"broken": broken, "not_long_enough_for": unknown}
+
+
+def main(words: list[str] | None = None) -> int:
+    """Runs the soak that the command line asks for."""
+    words = sys.argv[1:] if words is None else words
+    cut = words.index("--") if "--" in words else len(words)
+    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--minutes", type=float, default=120.0)
+    parser.add_argument("--kill-every", type=float, default=10.0, metavar="MINUTES")
+    parser.add_argument("--folder", type=Path, help="of the run; a temporary one by default")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    options = parser.parse_args(words[:cut])
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="soak-")) / "run"
+    train = [*(words[cut + 1 :] or DEFAULT), "--train.max-minutes", str(options.minutes * 2)]
+    command = [
+        *(sys.executable, "-m", "mudreamer_fast.cli.main", "train"),
+        *(*train, "--resume-or-start", str(folder)),
+    ]
+    begun, moments = time.monotonic(), random.Random(options.seed)
+    end = begun + 60 * options.minutes
+    stretches: list[Stretch] = []
+    with (folder.parent / "soak.log").open("w") as said:
+        while time.monotonic() < end:
+            until = time.monotonic() + 60 * options.kill_every * moments.uniform(0.8, 1.2)
+            last = until > end - 60 * options.kill_every / 4
+            one = stretch(command, folder, begun, end if last else until, last, said)
+            stretches.append(one)
+            if one.ended_by.startswith("itself"):
+                break
+            rate = one.steps_per_second()
+            print(
+                f"{(time.monotonic() - begun) / 60:.1f} min: {one.ended_by}, "
+                f"{f'{rate:.0f} steps/s' if rate else 'too short for a rate'}, "
+                f"{one.steps_lost:,} steps lost by the kill before",
+                flush=True,
+            )
+    config = read_config(RunFolder(folder).config)
+    capacity = config.replay.capacity_steps * config.env.action_repeat
+    found = verdict(stretches, capacity)
+    content = {
+        **surroundings(),
+        "command": shlex.join(command),
+        "minutes": options.minutes,
+        "verdict": found,
+        "stretches": [asdict(one) for one in stretches],
+    }
+    options.out.write_text(json.dumps(content, indent=1) + "\n")
+    print(json.dumps(found, indent=2))
+    return 1 if found["broken"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

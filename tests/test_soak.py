@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from bench.soak import Look, Stretch, family, look, verdict
+
+
+def stretch(start: float, rate: float, memory: float, ended_by: str, **changed: int) -> Stretch:
+    """Ten minutes that begin at a second `start`, with a look every ten seconds."""
+    had: dict[str, Any] = {"files": 30, "threads": 9, "processes": 1} | changed
+    looks = [
+        Look(start + s, round(memory), env_steps=round((start + s) * rate), **had)
+        for s in range(0, 600, 10)
+    ]
+    return Stretch(looks, ended_by)
+
+
+def test_a_soak_in_which_nothing_changes_holds() -> None:
+    found = verdict([stretch(600 * i, 100.0, 2e9, "SIGKILL") for i in range(4)], 30_000)
+    assert found["broken"] == []
+    assert found["not_long_enough_for"] == []
+    assert found["kills"] == 4
+    assert found["last_rate_to_first"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("last", "broken"),
+    [
+        (stretch(1800, 100.0, 2.05e9, "SIGTERM"), "memory grows"),
+        (stretch(1800, 94.0, 2e9, "SIGTERM"), "it slows down"),
+        (stretch(1800, 100.0, 2e9, "SIGTERM", files=31), "files grow"),
+        (stretch(1800, 100.0, 2e9, "SIGTERM", threads=10), "threads grow"),
+        (stretch(1800, 100.0, 2e9, "SIGTERM", processes=2), "processes grow"),
+        (stretch(1800, 100.0, 2e9, "itself, with code 1"), "it ended by itself"),
+    ],
+)
+def test_whatever_changes_is_found(last: Stretch, broken: str) -> None:
+    before = [stretch(600 * i, 100.0, 2e9, "SIGKILL") for i in range(3)]
+    assert verdict([*before, last], 30_000)["broken"] == [broken]
+
+
+def test_memory_counts_from_when_the_replay_is_full() -> None:
+    filling = [stretch(600 * i, 100.0, 1e9 * (i + 1), "SIGKILL") for i in range(2)]
+    full = [stretch(600 * i, 100.0, 3e9, "SIGKILL") for i in range(2, 4)]
+    assert verdict([*filling, *full], 120_000)["memory_growth"] == 0.0
+    assert verdict([*filling, full[0]], 120_000)["memory_growth"] is None
+
+
+def test_a_process_is_looked_at() -> None:
+    assert os.getpid() in family(os.getpid())
+    found = look(os.getpid(), 1.0, 2)
+    assert found is not None
+    assert found.memory_bytes > 1e6
+    assert found.files > 2
+    assert found.threads >= 1
+    assert found.processes >= 1
