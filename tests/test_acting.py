@@ -176,7 +176,7 @@ def test_a_run_acts_with_the_weights_from_before_the_updates_under_way(
             run._lessons.finish()
             learned = everything(run.agent.acting)
             run.learn(run.agent.update)
-            if run._lessons._started:
+            if run.learner._job is not None:
                 jobs += 1
                 assert different(learned, at_start) or jobs == 1
                 at_start = learned

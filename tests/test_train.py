@@ -382,7 +382,7 @@ def test_steps_are_taken_while_updates_are_under_way(
 
     monkeypatch.setattr(Agent, "update", wait)
     with start(tiny_run.config(overlap="on", train_ratio=1.0), tmp_path) as run:
-        while not run._lessons._started:
+        while run.learner._job is None:
             step(run, 1)
         taken = run.counters.policy_steps
         for _ in range(5):
