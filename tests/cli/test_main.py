@@ -381,6 +381,8 @@ def test_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signa
     steps = saved["counters"]["policy_steps"]
     assert last.startswith(f"stopped at {2 * steps:,} env steps;")
     assert saved["agent"]["updates"] > 0
+    if number != signal.SIGTERM:  # they all leave the same behind
+        return
 
     more = str(2 * steps + 40)
     done = run(

@@ -18,7 +18,7 @@ from tests import tiny_run
 from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("MUDREAMER_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("MUDREAMER_TEST_KILLS", "2"))
 """More of them: MUDREAMER_TEST_KILLS=50."""
 
 
