@@ -44,7 +44,8 @@ class GpuTally:
     ) -> None:
         marked = [item for item in items if item.get_closest_marker("gpu")]
         self.collected = len(marked)
-        if marked and not torch.cuda.is_available():
+        left_out = not torch.cuda.is_available() and not config.option.collectonly
+        if marked and left_out:
             items[:] = [item for item in items if not item.get_closest_marker("gpu")]
             config.hook.pytest_deselected(items=marked)
 
