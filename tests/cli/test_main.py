@@ -51,7 +51,7 @@ def parsed(*words: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, Path, 
     """What `train` would be called with."""
     calls: list[tuple[Config, Path, bool]] = []
 
-    def note(config: Config, run_dir: Path, resume: bool) -> Any:
+    def note(config: Config, run_dir: Path, resume: bool, **others: bool) -> Any:
         calls.append((config, run_dir, resume))
         return trainer.TrainResult(run_dir, 0, 1, 0.0, [], None, None)
 
