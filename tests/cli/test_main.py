@@ -394,12 +394,12 @@ def test_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signa
 
 def test_screen_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with launch(folder, tiny_run.config(env_steps=2000)) as process:
+    with launch(folder, tiny_run.config(env_steps=800)) as process:
         wait_for(process, "ratio 4.")
         assert process.stderr is not None
         process.stderr.close()
         assert process.wait(PATIENCE_SECONDS) == 0
-    assert json.loads((folder / "result.json").read_text())["env_steps"] == 2000
+    assert json.loads((folder / "result.json").read_text())["env_steps"] == 800
 
 
 def test_error_in_a_run_is_one_line_after_how_to_go_on(
