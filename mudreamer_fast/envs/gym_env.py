@@ -71,9 +71,11 @@ class GymProcesses(AsyncVectorEnv):  # type: ignore[misc]
 
     def failed(self) -> tuple[int, int | None] | None:
         """Place and exit code of a process that has ended, or ends within some seconds."""
-        wait([process.sentinel for process in self.processes], CLOSE_SECONDS)
+        ended = wait([process.sentinel for process in self.processes], CLOSE_SECONDS)
         for index, process in enumerate(self.processes):
-            if not process.is_alive():
+            if process.sentinel in ended:
+                # an ending process closes its files, the sentinel too, before it has an exit code
+                process.join(CLOSE_SECONDS)
                 return index, process.exitcode
         return None
 

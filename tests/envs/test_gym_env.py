@@ -16,7 +16,7 @@ import mudreamer_fast
 from mudreamer_fast.collect import Collector, random_policy, replay_fields
 from mudreamer_fast.config import ConfigError, EnvConfig
 from mudreamer_fast.envs import EnvError, make_env
-from mudreamer_fast.envs.gym_env import GymEnv
+from mudreamer_fast.envs.gym_env import GymEnv, GymProcesses
 from mudreamer_fast.replay import ReplayBuffer
 from tests.envs import gym_toy
 from tests.envs.gym_toy import LENGTHS, Toy, ending, pixel, reward
@@ -105,6 +105,28 @@ def test_environments_play_in_processes_as_they_do_in_turn() -> None:
     with pytest.raises(EnvError, match="is closed"):
         apart.step(actions[0])
     apart.close()
+
+
+def test_a_process_is_named_whose_files_closed_before_it_had_an_exit_code() -> None:
+    class Ending:  # between the closing of its files and its end
+        def __init__(self, code: int) -> None:
+            self.sentinel, self._write = os.pipe()
+            self.exitcode, self._code = None, code
+
+        def die(self) -> None:
+            os.close(self._write)
+
+        def is_alive(self) -> bool:
+            return self.exitcode is None
+
+        def join(self, timeout: float) -> None:
+            self.exitcode = self._code  # type: ignore[assignment]
+
+    processes = [Ending(3), Ending(-9)]
+    vector = GymProcesses.__new__(GymProcesses)
+    vector.processes, vector.parent_pipes, vector.closed = processes, [], True
+    processes[1].die()
+    assert vector.failed() == (1, -9)
 
 
 @pytest.mark.parametrize("backend", ["sync", "async"])
