@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from typing import Any
 
 import gymnasium
@@ -85,6 +88,22 @@ class Fragile(Toy):
         if self.seed == 1 and self.steps == 2:
             raise RuntimeError("the motor\nis hot")
         return observation, earned, *rest
+
+
+class Hung(Toy):
+    """Never comes back from a step."""
+
+    def step(self, action: Any) -> Any:
+        threading.Event().wait()
+
+
+class DiesApart(Toy):
+    """Ends every process in which it is made but the first."""
+
+    def __init__(self) -> None:
+        if multiprocessing.parent_process() is not None:
+            os._exit(3)
+        super().__init__()
 
 
 def discrete_toy() -> Toy:

@@ -15,7 +15,7 @@ from gymnasium import spaces
 import mudreamer_fast
 from mudreamer_fast.collect import Collector, random_policy, replay_fields
 from mudreamer_fast.config import ConfigError, EnvConfig
-from mudreamer_fast.envs import EnvError, make_env
+from mudreamer_fast.envs import EnvError, gym_env, make_env
 from mudreamer_fast.envs.gym_env import GymEnv, GymProcesses
 from mudreamer_fast.replay import ReplayBuffer
 from tests.envs import gym_toy
@@ -107,7 +107,9 @@ def test_environments_play_in_processes_as_they_do_in_turn() -> None:
     apart.close()
 
 
-def test_a_process_is_named_whose_files_closed_before_it_had_an_exit_code() -> None:
+def test_a_process_is_named_whose_files_closed_before_it_had_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Ending:  # between the closing of its files and its end
         def __init__(self, code: int) -> None:
             self.sentinel, self._write = os.pipe()
@@ -122,11 +124,50 @@ def test_a_process_is_named_whose_files_closed_before_it_had_an_exit_code() -> N
         def join(self, timeout: float) -> None:
             self.exitcode = self._code  # type: ignore[assignment]
 
+    monkeypatch.setattr(gym_env, "CLOSE_SECONDS", 0.0)
     processes = [Ending(3), Ending(-9)]
     vector = GymProcesses.__new__(GymProcesses)
     vector.processes, vector.parent_pipes, vector.closed = processes, [], True
+    assert vector.failed() is None
     processes[1].die()
     assert vector.failed() == (1, -9)
+
+
+def test_processes_end_where_one_hangs_or_does_not_begin_or_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hung = toy(task="gym:tests.envs.gym_toy:Hung", backend="async")
+    ended = toy(backend="async")
+    processes = hung._vector.processes + ended._vector.processes
+    hung.reset()
+    monkeypatch.setattr(gym_env, "ANSWER_SECONDS", 0.01)
+    with pytest.raises(EnvError, match=r"^an environment of gym:.*:Hung failed: it does not ans"):
+        hung.step(np.zeros((1, 2), np.float32))
+    ended.close()
+    assert [process.exitcode for process in processes] == [-9, 0]
+    name = "gym:tests.envs.gym_toy:DiesApart"
+    with pytest.raises(EnvError, match=f"^a process of {name} ended before it was ready"):
+        toy(task=name, backend="async")
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (OSError("lost"), "^an environment of gym:.* failed: its process does not answer$"),
+        (KeyError("two\nlines"), r"^gym:.* failed: KeyError: 'two\\nlines'$"),
+    ],
+)
+def test_what_gymnasium_itself_raises_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str
+) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise raised
+
+    env = toy()
+    env.reset()
+    monkeypatch.setattr(env._vector, "step", fail)
+    with pytest.raises(EnvError, match=said):
+        env.step(np.zeros((1, 2), np.float32))
 
 
 @pytest.mark.parametrize("backend", ["sync", "async"])
@@ -263,6 +304,11 @@ def test_an_environment_that_shows_no_image_is_rendered() -> None:
     assert set(show("pixels", numbers, np.eye(2), frame=DRAWN).observation_spec) == {"image"}
     with pytest.raises(EnvError, match="its rendered picture must be uint8"):
         show("pixels", numbers, np.eye(2), frame="frame").reset()
+    with pytest.raises(EnvError, match=r"must have 1 or 3 channels, got shape \(64, 64, 2\)"):
+        show("pixels", numbers, np.eye(2), frame=DRAWN[:64, :64, :2]).reset()
+    (unseen := show("vector", numbers, np.eye(2))).reset()
+    with pytest.raises(EnvError, match="draws no pictures: make it with render_mode='rgb_array'"):
+        unseen.render()
 
 
 def test_a_vector_is_all_numbers_and_choices_in_order() -> None:
@@ -289,6 +335,14 @@ def test_a_vector_is_all_numbers_and_choices_in_order() -> None:
         bad = {**value, "a": (wrong, value["a"][1])}  # type: ignore[index]
         with pytest.raises(EnvError, match=r"observation a\.0 must be of Discrete"):
             show("vector", space, bad).reset()
+    with pytest.raises(EnvError, match=r"observation g must be of MultiDiscrete"):
+        show("vector", space, {**value, "g": [[1], [1, 2]]}).reset()
+
+
+def test_a_reward_may_be_an_array_of_one_number() -> None:
+    rewarded = spoil("step", lambda came: (came[0], np.array([2.5]), *came[2:]))
+    env = make_env(EnvConfig(observation="both", action_repeat=2), 1, 0, env=rewarded)
+    assert roll(env, random_actions(env, 1))[1].reward == [5]
 
 
 NUMBERS = spaces.Box(-1, 1, (2,), np.float32)
@@ -300,6 +354,7 @@ NUMBERS = spaces.Box(-1, 1, (2,), np.float32)
         ("vector", (byte_box(64, 64, 3),), "shows no vector"),
         ("both", (byte_box(64, 64, 3),), "shows images alone"),
         ("pixels", (NUMBERS,), "shows no image and draws none: train with --env.observation vec"),
+        ("pixels", (byte_box(64, 64, 12),), "shows no image and draws none"),
         ("pixels", (spaces.Dict(a=byte_box(64, 64), b=byte_box(64, 64)),), "shows 2 images"),
         ("pixels", (byte_box(84, 84, 4),), "must have 1 or 3 channels, got 4"),
         ("vector", (NUMBERS, None, spaces.Box(-np.inf, 1, (2,))), "takes actions without bounds"),
@@ -370,6 +425,19 @@ def test_a_name_that_leads_nowhere_is_one_line(task: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
         toy(task=task)
     assert "\n" not in str(caught.value)
+
+
+def test_a_module_is_searched_in_the_current_folder_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    source = "from tests.envs.gym_toy import Toy"
+    for name in ("module_here.py", "textwrap.py"):  # the second is one of Python's as well
+        (tmp_path / name).write_text(source)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    assert toy(task="gym:module_here:Toy").num_envs == 1
+    with pytest.raises(ConfigError, match="neither registers it nor has a function"):
+        toy(task="gym:textwrap:Toy")
 
 
 def test_gymnasium_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
