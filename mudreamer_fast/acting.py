@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mudreamer_fast.backend.cuda_graph import Capture, Graphed, Tensors
 from mudreamer_fast.config import ActionChoice
-from mudreamer_fast.envs.vector_env import ActionSpec
+from mudreamer_fast.envs.vector_env import ActionSpec, ArraySpec
 from mudreamer_fast.networks import ActionHead, Encoder, Rssm
 from mudreamer_fast.ops.distributions import bound_action
 from mudreamer_fast.ops.signatures import State
@@ -38,6 +38,36 @@ class PolicyState:
         """All of it, for `Acting.restored_state`."""
         tensors = {"deter": self.deter, "stoch": self.stoch, "action": self.action}
         return {**tensors, "generator": self.generator.get_state()}
+
+
+def policy_step(
+    encoder: Encoder, rssm: Rssm, actor: ActionHead, inputs: Mapping[str, Tensor]
+) -> Tensors:
+    """One step of a policy, with all that it depends on among its inputs.
+
+    Args:
+        encoder: sees observations.
+        rssm: keeps the state.
+        actor: chooses.
+        inputs: observations (N, 1, *shape), is_first (N, 1) and uniforms (N, 1, G), the latents'
+            randomness; deter, stoch and action of the step before; and action_noise, without
+            which the action is the most likely one.
+
+    Returns:
+        The action (N, A), and deter and stoch after the step.
+    """
+    seen = rssm.observe(
+        encoder(inputs),
+        inputs["action"][:, None],
+        inputs["is_first"],
+        inputs["uniforms"],
+        State(inputs["deter"], inputs["stoch"]),
+    )
+    state = State(seen.deter[:, 0], seen.stoch[:, 0])
+    policy = actor(state.feature)
+    noise = inputs.get("action_noise")
+    action = policy.mode if noise is None else policy.sample(noise)
+    return {**state._asdict(), "action": bound_action(action)}
 
 
 class Acting:
@@ -170,22 +200,69 @@ class Acting:
             return action.cpu().numpy(), PolicyState(deter, stoch, action, state.generator)
 
     def _step(self, inputs: Tensors) -> Tensors:
-        """The next state and the action, most likely where `inputs` have no noise to draw it."""
-        seen = self._rssm.observe(
-            self._encoder(inputs),
-            inputs["action"][:, None],
-            inputs["is_first"],
-            inputs["uniforms"],
-            State(inputs["deter"], inputs["stoch"]),
-        )
-        state = State(seen.deter[:, 0], seen.stoch[:, 0])
-        policy = self._actor(state.feature)
-        noise = inputs.get("action_noise")
-        action = policy.mode if noise is None else policy.sample(noise)
-        return {**state._asdict(), "action": bound_action(action)}
+        return policy_step(self._encoder, self._rssm, self._actor, inputs)
 
     def _own_stream(self) -> AbstractContextManager[Any]:
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+
+Act: TypeAlias = Callable[
+    [Mapping[str, np.ndarray], np.ndarray, PolicyState, ActionChoice],
+    tuple[np.ndarray, PolicyState],
+]
+"""`Acting.act`, or what does as it does."""
+
+
+class AgentPolicy:
+    """An agent's policy in N environments, with what it remembers of them.
+
+    Args:
+        act: looks at a step, remembers, and chooses.
+        state: of environments that are about to be reset.
+        observation_spec: what one environment shows, by name.
+        choice: "sample" draws from the policy, "mode" takes its most likely action.
+    """
+
+    def __init__(
+        self,
+        act: Act,
+        state: PolicyState,
+        observation_spec: Mapping[str, ArraySpec],
+        choice: ActionChoice,
+    ) -> None:
+        self._act, self._choice = act, choice
+        self._spec = dict(observation_spec)
+        self.state = state
+        """What is remembered, and the generator of the draws."""
+
+    def __call__(self, observation: Mapping[str, np.ndarray], is_first: np.ndarray) -> np.ndarray:
+        """Look at one step of the environments and act.
+
+        Args:
+            observation: (N, *shape) by name, as a `VectorStep` has it.
+            is_first: (N,) bool, where an episode begins: what was remembered is forgotten there.
+
+        Returns:
+            Actions (N, A) float32, in [-1, 1] or one-hot.
+
+        Raises:
+            ValueError: an array is missing, or its shape or dtype is not the one expected.
+        """
+        rows = len(self.state.action)
+        self._check("is_first", is_first, (rows,), np.dtype(np.bool_))
+        for name, spec in self._spec.items():
+            if name not in observation:
+                raise ValueError(f"the observation lacks {name}; it has {sorted(observation)}")
+            self._check(name, observation[name], (rows, *spec.shape), spec.dtype)
+        action, self.state = self._act(observation, is_first, self.state, self._choice)
+        return action
+
+    @staticmethod
+    def _check(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        is_array = isinstance(array, np.ndarray)
+        if not is_array or array.shape != shape or array.dtype != dtype:
+            got = f"{array.dtype} of shape {array.shape}" if is_array else type(array).__name__
+            raise ValueError(f"{name} must be {dtype} of shape {shape}, got {got}")

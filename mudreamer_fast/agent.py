@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mudreamer_fast.acting import Acting, PolicyState
+from mudreamer_fast.acting import Acting, AgentPolicy, PolicyState
 from mudreamer_fast.actor_critic import ActorCritic
 from mudreamer_fast.backend.cuda_graph import Graphed, Tensors, capture_maker
 from mudreamer_fast.backend.load import load_ops, resolve_backend, run_sizes
-from mudreamer_fast.config import ActionChoice, BehaviourConfig, Config, ModelConfig
+from mudreamer_fast.config import (
+    ActionChoice,
+    BackendName,
+    BehaviourConfig,
+    Config,
+    ModelConfig,
+)
 from mudreamer_fast.envs.vector_env import ActionSpec, ArraySpec
 from mudreamer_fast.imagination import imagine
+from mudreamer_fast.machine.device import resolve_device
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
 from mudreamer_fast.networks.encoder import embed_size
 from mudreamer_fast.ops.distributions import entropy_range
 from mudreamer_fast.optim import ClippedAdam, move_average
+from mudreamer_fast.run.stored import read_stored
 from mudreamer_fast.world_model import WorldModel
 
 
 class Agent:
     """World model, actor and critic with their optimisers.
+
+    Agents pickle, and deep-copy, as their settings and all that they have learned.
 
     Args:
         config: the run's configuration.
@@ -42,6 +54,7 @@ class Agent:
     ) -> None:
         self.config = config
         self.device = device
+        self.observation_spec = dict(observation_spec)
         self.action_spec = action_spec
         shapes = {name: spec.shape for name, spec in observation_spec.items()}
         size, continuous = action_spec.size, action_spec.continuous
@@ -91,6 +104,41 @@ class Agent:
         self._metrics: tuple[str, ...] = ()
         self._graphed = Graphed(self._learn, new_capture, graph_required)
 
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        device: str = "auto",
+        checkpoint: Literal["newest", "best"] = "newest",
+        backend: BackendName = "auto",
+    ) -> Agent:
+        """The trained agent of a run; no environment is made.
+
+        Args:
+            path: a run folder, or one of its checkpoints.
+            device: auto, cpu, cuda or cuda:N, whatever the run was trained on.
+            checkpoint: of a run folder, the newest or the one that scored best in its evaluations.
+            backend: implementation of the operations, whatever the run was trained with.
+
+        Raises:
+            ConfigError: no run there, or a device that is not there.
+            checkpoint.CheckpointError: no checkpoint there, or none that can be read.
+        """
+        chosen = resolve_device(device)
+        stored = read_stored(path, checkpoint)
+        train = dataclasses.replace(stored.config.train, backend=backend, cuda_graph="auto")
+        config = dataclasses.replace(stored.config, train=train)
+        agent = cls(config, stored.observation_spec, stored.action_spec, chosen)
+        agent.load_state_dict(stored.agent)
+        return agent
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        made_from = self.config, self.observation_spec, self.action_spec, self.device
+        return type(self), made_from, self.state_dict()
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.load_state_dict(state)
+
     def _make_optimisers(self) -> dict[str, ClippedAdam]:
         model, behaviour = self.config.model, self.config.behaviour
 
@@ -130,6 +178,19 @@ class Agent:
     ) -> tuple[np.ndarray, PolicyState]:
         """Look at one step of N environments and act; see `Acting.act`."""
         return self.acting.act(observation, is_first, state, choice)
+
+    def policy(self, num_envs: int, choice: ActionChoice = "sample", seed: int = 0) -> AgentPolicy:
+        """What acts in N environments that are about to be reset: `policy(observation, is_first)`.
+
+        It remembers by itself, and follows where the agent goes on learning.
+
+        Args:
+            num_envs: N.
+            choice: "sample" draws from the policy, "mode" takes its most likely action.
+            seed: of the draws; latents are drawn either way.
+        """
+        state = self.initial_state(num_envs, seed)
+        return AgentPolicy(self.act, state, self.observation_spec, choice)
 
     def update(self, batch: Mapping[str, np.ndarray | Tensor]) -> dict[str, float]:
         """Learn from one batch: the world model, then actor and critic on what it imagines.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from mudreamer_fast.envs import Policy, VectorEnv, VectorStep
+from mudreamer_fast.envs import StatefulPolicy, VectorEnv, VectorStep
 from mudreamer_fast.envs.vector_env import Frames
 
 VIDEO_SIZE = 128
@@ -31,8 +30,7 @@ class Evaluation:
 
 def evaluate(
     env: VectorEnv,
-    policy: Policy,
-    initial_state: Any,
+    policy: StatefulPolicy,
     episodes: int,
     film: bool = False,
     frame_size: int = VIDEO_SIZE,
@@ -45,8 +43,7 @@ def evaluate(
 
     Args:
         env: N environments, which are reset first; those beyond `episodes` play for nothing.
-        policy: acts for all N.
-        initial_state: what the policy is first called with.
+        policy: acts for all N, as `Agent.policy` does.
         episodes: number of episodes, at least 1.
         film: keep pictures of the first episode.
         frame_size: height and width of the pictures.
@@ -70,13 +67,12 @@ def evaluate(
         if "image" in step.observation:
             seen.append(np.ascontiguousarray(step.observation["image"][0].transpose(1, 2, 0)))
 
-    step, state = env.reset(), initial_state
+    step = env.reset()
     while len(results) < episodes:
         interrupt()
         if film and not played[0]:
             take_pictures(step)
-        action, state = policy(step.observation, step.is_first, state)
-        step = env.step(action)
+        step = env.step(policy(step.observation, step.is_first))
         scores[step.is_first] = lengths[step.is_first] = 0  # an episode may have been dropped
         if step.is_first[0] and not played[0]:
             frames.clear()

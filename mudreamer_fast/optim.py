@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -64,8 +65,8 @@ class ClippedAdam:
         return self.adam.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over moments and step counts."""
-        self.adam.load_state_dict(state)
+        """Take over copies of moments and step counts."""
+        self.adam.load_state_dict(copy.deepcopy(state))  # PyTorch would keep the tensors themselves
         for group in self.adam.param_groups:
             group["capturable"] = self.capturable  # a state from another device brings its own
 

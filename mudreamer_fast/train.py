@@ -11,6 +11,7 @@ from typing import Any
 from mudreamer_fast.config import Config
 from mudreamer_fast.envs import with_factory
 from mudreamer_fast.machine.signals import Stopped, StopSignals
+from mudreamer_fast.run.folder import default_run_dir
 from mudreamer_fast.run.results import TrainResult
 from mudreamer_fast.run.trainer import Trainer
 
@@ -19,7 +20,7 @@ __all__ = ["TrainResult", "train"]
 
 def train(
     config: Config,
-    run_dir: str | os.PathLike[str],
+    run_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     env: Callable[[], Any] | None = None,
     allow_other_simulator: bool = False,
@@ -41,7 +42,8 @@ def train(
 
     Args:
         config: all settings; for a resumed run, `train` and `replay` may differ from before.
-        run_dir: run folder; holds no run yet, or the one to resume.
+        run_dir: run folder; holds no run yet, or the one to resume. None makes a new one,
+            runs/<task>-own-seed<seed>-<time>, which the result names.
         resume: go on from the checkpoint in `run_dir`.
         env: makes one environment, a gymnasium.Env, in place of `config.env.task`'s; it is called
             without arguments, in this process and, with several environments, in others as well.
@@ -57,9 +59,10 @@ def train(
     Whatever ends a run, what it had learned is saved first.
     """
     config = dataclasses.replace(config, env=with_factory(config.env, env))
+    folder = default_run_dir(config, "own") if run_dir is None else Path(run_dir)
     with (
         StopSignals() as stop,
-        Trainer(config, Path(run_dir), resume, stop, allow_other_simulator) as run,
+        Trainer(config, folder, resume, stop, allow_other_simulator) as run,
     ):
         try:
             run.take_up()

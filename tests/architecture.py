@@ -22,14 +22,14 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("run.folder", "run.lock", "run.metrics", "disk.checkpoint", "backend.cuda_graph"),
     ("ops.distributions", "backend.selfcheck", "kernels"),
     ("reference", "replay", "envs", "run.pictures", "run.reporter"),
-    ("backend.trial", "networks", "collect", "evaluate", "__init__"),
+    ("backend.trial", "networks", "collect", "evaluate", "run.stored"),
     ("backend.verdicts",),
     ("backend.load",),
     ("world_model", "acting"),
     ("imagination",),
     ("actor_critic",),
     ("agent",),
-    ("run.made_with",),
+    ("export", "run.made_with"),
     ("learner", "run.scoring", "run.pace", "run.replay", "run.history"),
     ("run.results", "run.evaluator", "run.saving"),
     ("run.lessons",),
@@ -37,6 +37,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("cli.predict",),
     ("train", "cli.check_env", "cli.doctor", "cli.info"),
     ("cli.main",),
+    ("__main__", "__init__"),
 )
 """Who may import whom: a row only from rows above it. A new module takes its place here; the rooms
 named with a dot are held to the table module by module, the other folders as a whole."""
@@ -121,6 +122,17 @@ def imported(path: Path, dotted: str) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
+def eager_imports(path: Path) -> list[str]:
+    """What a module imports whenever it is imported itself."""
+    names: list[str] = []
+    for node in ast.parse(path.read_text(), str(path)).body:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module or ".")
+    return names
+
+
 def import_violations(root: Path) -> list[str]:
     """Imports against the table, and modules that have no place in it."""
     row_of = {unit: number for number, row in enumerate(ROWS) for unit in row}
@@ -132,6 +144,8 @@ def import_violations(root: Path) -> list[str]:
             continue
         parent = ".".join(place.parts[:-1])
         dotted = parent if parent.startswith(PACKAGE) else f"{PACKAGE}.{parent}"
+        if unit == "__init__" and (eager := eager_imports(path)):
+            found.append(f"{place}: __init__ imports {', '.join(eager)} at once")
         for name in imported(path, dotted):
             top, _, rest = name.partition(".")
             if top != PACKAGE:

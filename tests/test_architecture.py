@@ -102,7 +102,8 @@ def test_rules_accept_a_clean_tree(tmp_path: Path) -> None:
         ("backend/__init__.py", "from mudreamer_fast.backend import load", "imports backend.load"),
         ("brand_new.py", "", "brand_new has no row"),
         ("run/brand_new.py", "", "run.brand_new has no row"),
-        ("__init__.py", "import mudreamer_fast.agent", "__init__ imports agent"),
+        ("__init__.py", "import mudreamer_fast.agent", "__init__ imports mudreamer_fast.agent at"),
+        ("__init__.py", "from typing import Any", "__init__ imports typing at once"),
     ],
 )
 def test_import_rule_catches(tmp_path: Path, file: str, text: str, words: str) -> None:

@@ -16,7 +16,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "docs/results/README.md",
 ]
-OURS = ("mudreamer_fast/", "tests/", "bench/", "kernels/", "csrc/", "docs/")
+OURS = ("mudreamer_fast/", "tests/", "bench/", "kernels/", "csrc/", "docs/", "examples/")
 MOST_WORDS = 800
 
 
@@ -45,6 +45,13 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
     missing += [path for path in places(text) if not (ROOT / path).exists()]
     missing += [path for path in programs(text) if not (ROOT / f"{path}.py").exists()]
     assert missing == []
+
+
+def test_code_on_the_page_about_python_is_taken_from_the_examples() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+    scripts = [path.read_text() for path in (ROOT / "examples").glob("*.py")]
+    assert len(blocks) > 3
+    assert [block for block in blocks if not any(block in script for script in scripts)] == []
 
 
 def test_readme_is_short() -> None:

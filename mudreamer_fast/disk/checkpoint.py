@@ -217,9 +217,9 @@ class StagedCheckpoint:
 def load(folder: str | os.PathLike[str], keys: Collection[str] | None = None) -> dict[str, Any]:
     """Reads the newest checkpoint in `folder` that is whole, or only some of its top-level keys.
 
-    Tensors arrive on the CPU; large arrays are read-only maps of their files, so that loading a
-    replay buffer takes no memory beyond the buffer itself. Nothing in the files is run as code.
-    What is passed over is told on standard error.
+    Given one of its data folders it reads that one. Tensors arrive on the CPU; large arrays are
+    read-only maps of their files, so that loading a replay buffer takes no memory beyond the buffer
+    itself. Nothing in the files is run as code. What is passed over is told on standard error.
 
     Raises:
         CheckpointError: no checkpoint there, a file missing, truncated or altered, a tensor that
@@ -227,6 +227,8 @@ def load(folder: str | os.PathLike[str], keys: Collection[str] | None = None) ->
             several, of the newest.
     """
     folder = Path(folder)
+    if _number(folder):  # one data folder, by its own name
+        return _load_entries(folder.parent, _read_manifest(folder), keys)
     try:
         return _load_current(folder, keys)
     except CheckpointError as error:

@@ -18,6 +18,7 @@ from mudreamer_fast.envs.vector_env import (
     ArraySpec,
     EnvError,
     Policy,
+    StatefulPolicy,
     VectorEnv,
     VectorStep,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "ArraySpec",
     "EnvError",
     "Policy",
+    "StatefulPolicy",
     "VectorEnv",
     "VectorStep",
     "make_env",

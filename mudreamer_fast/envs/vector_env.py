@@ -16,6 +16,8 @@ Frames = npt.NDArray[np.uint8]
 
 Policy: TypeAlias = Callable[[Mapping[str, Array], BoolArray, Any], tuple[FloatArray, Any]]
 """(observation, is_first, state) -> (action (N, A), next state); what the state is, is its own."""
+StatefulPolicy: TypeAlias = Callable[[Mapping[str, Array], BoolArray], FloatArray]
+"""(observation, is_first) -> action (N, A); it keeps its state itself."""
 
 ACTION_SLACK = 1e-4
 """How far beyond [-1, 1] rounding may carry an action before it is refused."""

@@ -29,7 +29,15 @@ def linear_norm_act(x: Tensor, layer: NormLinear, eps: float) -> Tensor:
 
 
 def mlp(x: Tensor, weights: MlpWeights, eps: float) -> Tensor:
-    """Hidden layers `SiLU(LN(W x))`, then a linear output, on (..., in)."""
+    """Hidden layers `SiLU(LN(W x))`, then a linear output, on (..., in).
+
+    Example:
+        >>> from mudreamer_fast.ops.signatures import Linear
+        >>> hidden = NormLinear(torch.eye(2), torch.ones(2), torch.zeros(2))
+        >>> weights = MlpWeights((hidden,), Linear(torch.ones(1, 2), torch.zeros(1)))
+        >>> mlp(torch.tensor([3.0, 1.0]), weights, 0.0)
+        tensor([0.4621])
+    """
     for layer in weights.hidden:
         x = linear_norm_act(x, layer, eps)
     return F.linear(x, weights.out.weight, weights.out.bias)

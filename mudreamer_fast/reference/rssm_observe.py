@@ -13,7 +13,18 @@ from mudreamer_fast.reference.rssm_step import rssm_prior, rssm_sequence
 
 
 def rssm_initial(weights: RssmWeights, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """The learned start: `h_0 = tanh(w)` (D,) and `z_0`, the mode of the prior there (G, C)."""
+    """The learned start: `h_0 = tanh(w)` (D,) and `z_0`, the mode of the prior there (G, C).
+
+    Example:
+        >>> from mudreamer_fast import reference
+        >>> from mudreamer_fast.config import ModelConfig
+        >>> from mudreamer_fast.networks import Rssm
+        >>> config = ModelConfig(deter=16, hidden=16, groups=4, classes=8)
+        >>> rssm = Rssm(config, embed_size=32, action_size=2, ops=reference)
+        >>> deter, stoch = rssm_initial(rssm.tensors(), groups=4, eps=1e-3)
+        >>> deter.shape, stoch.sum(-1)
+        (torch.Size([16]), tensor([1., 1., 1., 1.]))
+    """
     deter = torch.tanh(weights.initial)
     prior = rssm_prior(deter, weights, groups, eps)
     mode = prior.argmax(-1, keepdim=True)
@@ -84,7 +95,8 @@ def rssm_observe(
         else:
             hidden, mean, var = batchnorm_posterior(hidden, layer, batch_norm, eps)
         posterior = F.linear(hidden, weights.posterior_out.weight, weights.posterior_out.bias)
-        posterior = posterior.view(len(posterior), groups, -1)
+        rows = posterior.shape[0]  # len() would be a constant of an exported program
+        posterior = posterior.view(rows, groups, -1)
         stoch = categorical_sample(posterior, uniforms[:, t], unimix)
         columns.append((deter, stoch, posterior, previous_deter, previous_stoch, mean, var))
     deters, stochs, posteriors, previous_deters, previous_stochs, means, variances = zip(

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mudreamer_fast.agent import Agent
-from mudreamer_fast.collect import Policy, random_policy
+from mudreamer_fast.collect import random_policy
 from mudreamer_fast.config import ActionChoice, Config, EnvConfig
 from mudreamer_fast.disk import checkpoint
-from mudreamer_fast.envs import VectorEnv, make_env
+from mudreamer_fast.envs import StatefulPolicy, VectorEnv, make_env
 from mudreamer_fast.evaluate import Evaluation, evaluate
 from mudreamer_fast.machine.device import resolve_device, settle_arithmetic
 from mudreamer_fast.machine.screen import say
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
 from mudreamer_fast.run import made_with
 
-PolicyMaker = Callable[[VectorEnv], tuple[Policy, Any]]
-"""Gives a policy for an environment, and its first state."""
+PolicyMaker = Callable[[VectorEnv], StatefulPolicy]
+"""Gives a policy for environments that are about to be reset."""
 
 
 def evaluation_seed(seed: int) -> int:
@@ -39,19 +38,17 @@ def agent_policy(agent: Agent, eval_policy: ActionChoice, seed: int) -> PolicyMa
         eval_policy: whether its actions are sampled or the most likely ones.
         seed: of its draws.
     """
-
-    def make(env: VectorEnv) -> tuple[Policy, Any]:
-        def policy(observation: Any, is_first: Any, state: Any) -> tuple[Any, Any]:
-            return agent.act(observation, is_first, state, eval_policy)
-
-        return policy, agent.initial_state(env.num_envs, seed)
-
-    return make
+    return lambda env: agent.policy(env.num_envs, eval_policy, seed)
 
 
 def uniform_policy(seed: int) -> PolicyMaker:
     """Actions at random, the bar that any agent must pass."""
-    return lambda env: (random_policy(env.action_spec, env.num_envs, seed), None)
+
+    def make(env: VectorEnv) -> StatefulPolicy:
+        policy = random_policy(env.action_spec, env.num_envs, seed)
+        return lambda observation, is_first: policy(observation, is_first, None)[0]
+
+    return make
 
 
 def score(
@@ -74,8 +71,7 @@ def score(
     """
     env = make_env(env_config, min(episodes, env_config.num_envs), seed)
     try:
-        policy, state = make_policy(env)
-        return evaluate(env, policy, state, episodes, film, interrupt=interrupt)
+        return evaluate(env, make_policy(env), episodes, film, interrupt=interrupt)
     finally:
         for notice in env.take_notices():
             say(f"warning: {notice}\n")
@@ -118,7 +114,7 @@ def score_run(
     settle_arithmetic(config.train.threads, config.train.tf32)
     seed = config.train.seed if seed is None else seed
 
-    def make(env: VectorEnv) -> tuple[Policy, Any]:
+    def make(env: VectorEnv) -> StatefulPolicy:
         if made_in is not None:
             made_with.check(made_in, env, allow_other_simulator)
         agent = Agent(config, env.observation_spec, env.action_spec, chosen)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -45,6 +46,16 @@ def run(*words: str, program: str = "mudreamer_fast.cli.main", **variables: str)
         env={**os.environ, **variables},
         timeout=PATIENCE_SECONDS,
     )
+
+
+def test_the_package_run_as_a_program_is_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mudreamer_fast", "plot"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("mudreamer_fast", run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: plot needs at least one run folder\n"
 
 
 def parsed(*words: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, Path, bool]:

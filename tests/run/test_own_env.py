@@ -58,3 +58,24 @@ def test_an_environment_that_fails_ends_the_run_in_one_line_and_what_was_learned
     monkeypatch.setattr(factories, "_handed_over", {})  # as in another process
     assert main(["evaluate", str(tmp_path / "run")]) == 2
     assert "go on in Python, with env=" in capsys.readouterr().err
+
+
+def test_a_run_whose_folder_is_not_named_is_given_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders: list[Path] = []
+
+    class Noted(Exception):
+        pass
+
+    def note(config: Any, folder: Path, *rest: Any) -> Any:
+        folders.append(folder)
+        raise Noted
+
+    monkeypatch.setattr("mudreamer_fast.train.Trainer", note)
+    with pytest.raises(Noted):
+        train(config(), env=gym_toy.Toy)
+    (folder,) = folders
+    assert folder.parent == Path("runs")
+    assert folder.name.startswith("gym_tests.envs.gym_toy_Toy-own-seed0-")
