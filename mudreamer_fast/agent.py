@@ -261,7 +261,7 @@ class Agent:
 
     @torch.no_grad()
     def reconstruct(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Decode the posterior states of a batch into images (B, T, c, 64, 64) uint8."""
+        """Decode the posterior states of a batch into images (B, T, c, h, w) uint8."""
         decoder = self.world_model.decoder
         if decoder is None:
             raise ValueError("this agent has no decoder: set model.decoder and observe pixels")

@@ -17,6 +17,10 @@ ActionChoice = Literal["sample", "mode"]
 BackendName = Literal["auto", "reference", "compiled", "fused", "persistent"]
 
 
+IMAGE_SIZES = (64, 84, 96, 128)
+"""Heights and widths of images that the encoder is checked on."""
+
+
 class ConfigError(ValueError):
     """A setting that cannot be run; the message is shown to the user as it is."""
 
@@ -205,7 +209,8 @@ class EnvConfig:
     num_envs: int = 4
     """Environments that act side by side."""
     image_size: int = 64
-    """Height and width of the images; the encoder is made for 64."""
+    """Height and width of the images: 64, 84, 96 or 128. Four convolutions of stride 2 see them, at
+    128 five, the last with 16 times the channels of the first."""
     camera: int | None = None
     """Camera that films the robot; None takes the suite's usual one (2 for quadruped, else 0)."""
     backend: Literal["auto", "envpool", "dm_control", "sync", "async"] = "auto"
@@ -220,7 +225,10 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "action_repeat", "num_envs", "simulator_threads")
-        _require(self.image_size == 64, f"image_size must be 64, got {self.image_size}")
+        _require(
+            self.image_size in IMAGE_SIZES,
+            f"image_size must be one of {', '.join(map(str, IMAGE_SIZES))}, got {self.image_size}",
+        )
         suite = re.match(r"dmc/.|gym:.|dmc:[^:]+:[^:]+$", self.task)
         _require(
             suite is not None,

@@ -77,9 +77,7 @@ class WorldModel(nn.Module):
             else None
         )
         self.decoder = (
-            Decoder(config, size, shapes["image"][0])
-            if config.decoder and "image" in shapes
-            else None
+            Decoder(config, size, shapes["image"]) if config.decoder and "image" in shapes else None
         )
 
     def trained_parameters(self) -> list[nn.Parameter]:

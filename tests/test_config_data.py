@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mudreamer_fast.config import ConfigError, EnvConfig
@@ -44,8 +45,15 @@ def test_environment_is_the_simulator_asked_for_and_shows_what_is_asked_for(
     env.close()
 
 
-def test_image_size_can_be_no_other() -> None:
-    with pytest.raises(ConfigError, match="image_size must be 64, got 32"):
+@pytest.mark.parametrize("backend", ["envpool", "dm_control"])
+def test_image_size_is_that_of_the_images(backend: str) -> None:
+    env = make("pendulum_swingup", observation="pixels", backend=backend, image_size=84)
+    assert env.observation_spec["image"].shape == (3, 84, 84)
+    image = env.reset().observation["image"]
+    assert image.shape == (1, 3, 84, 84)
+    np.testing.assert_array_equal(image[0].transpose(1, 2, 0), env.render(84)[0])
+    env.close()
+    with pytest.raises(ConfigError, match="image_size must be one of 64, 84, 96, 128, got 32"):
         EnvConfig(image_size=32)
 
 
@@ -159,7 +167,7 @@ SHOWN = {
         test_action_repeat_counts_in_the_steps_of_a_run,
     ),
     "env.num_envs": test_num_envs_act_side_by_side,
-    "env.image_size": test_image_size_can_be_no_other,
+    "env.image_size": test_image_size_is_that_of_the_images,
     "env.camera": test_simulators.test_images_are_of_the_present_state_and_the_camera_asked_for,
     "env.backend": (test_environment_is_the_simulator_asked_for_and_shows_what_is_asked_for),
     "env.render_profile": (

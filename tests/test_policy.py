@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
 import pickle
 from pathlib import Path
@@ -179,6 +180,18 @@ def test_what_an_agent_sees_and_does_is_read_off_its_weights(
 ) -> None:
     agent = made_agent({name: SEEN[name] for name in seen}, action, updates=0)
     assert _specs(agent.config, agent.state_dict()) == (agent.observation_spec, action)
+
+
+@pytest.mark.parametrize("size", [64, 84, 96, 128])
+def test_an_agent_of_any_image_size_learns_draws_and_is_read_off_its_weights(size: int) -> None:
+    seen = {"image": ArraySpec((3, size, size), np.dtype(np.uint8))}
+    config = tiny.config({"batch_norm": "both", "decoder": True})
+    config = dataclasses.replace(config, env=dataclasses.replace(config.env, image_size=size))
+    agent = Agent(config, seen, tiny.CONTINUOUS, torch.device("cpu"))
+    batch = tiny.batch(seen, tiny.CONTINUOUS, rows=2, steps=2)
+    assert all(np.isfinite(list(agent.update(batch).values())))
+    assert agent.reconstruct(batch).shape == (2, 2, 3, size, size)
+    assert _specs(config, agent.state_dict()) == (seen, tiny.CONTINUOUS)
 
 
 def test_what_is_no_run_is_told_in_one_line(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class VectorStep:
     """
 
     observation: dict[str, Array]
-    """"image" (N, 3, 64, 64) uint8 and/or "vector" (N, n) float32."""
+    """"image" (N, 3, size, size) uint8 and/or "vector" (N, n) float32."""
     reward: FloatArray
     """(N,), summed over the action repeat; 0 on first steps."""
     is_first: BoolArray

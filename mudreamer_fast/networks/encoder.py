@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 
 import torch
@@ -13,15 +14,37 @@ from mudreamer_fast.config import ModelConfig
 from mudreamer_fast.networks.layers import RunningStatistics, init_weight
 from mudreamer_fast.ops.symlog import symlog
 
-CONV_LAYERS = 4
-IMAGE_SIZE = 64
+SMALLEST_EDGE = 4
+"""Pixels that the last convolution leaves of the shorter side, at least."""
+
+
+def halvings(height: int, width: int) -> list[tuple[int, int]]:
+    """Height and width of an image and of what each convolution of the encoder makes of it.
+
+    Each halves both, rounded down, and there are as many as leave `SMALLEST_EDGE` pixels of the
+    shorter side: four from 64 (to 4 pixels), 84 (to 5) and 96 (to 6), five from 128 (to 4).
+
+    Raises:
+        ValueError: an image too small for a single one.
+    """
+    sizes = [(height, width)]
+    while min(sizes[-1]) >= 2 * SMALLEST_EDGE:
+        sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+    if len(sizes) == 1:
+        raise ValueError(
+            f"sides of images must be {2 * SMALLEST_EDGE} or more, got {height} x {width}"
+        )
+    return sizes
 
 
 def embed_size(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """E, the width of an encoder's features."""
     dims = config.dimensions
-    image: int = dims.conv * 2 ** (CONV_LAYERS - 1) * (IMAGE_SIZE // 2**CONV_LAYERS) ** 2
-    return ("image" in shapes) * image + ("vector" in shapes) * dims.hidden
+    size = dims.hidden if "vector" in shapes else 0
+    if "image" in shapes:
+        sizes = halvings(*shapes["image"][1:])
+        size += dims.conv * 2 ** (len(sizes) - 2) * math.prod(sizes[-1])
+    return size
 
 
 class NormAct(nn.Module):
@@ -60,17 +83,19 @@ class NormAct(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Four convolutions of kernel 4 and stride 2: 64 -> 32 -> 16 -> 8 -> 4 pixels.
+    """Convolutions of kernel 4 and stride 2, such as 64 -> 32 -> 16 -> 8 -> 4 pixels: `halvings`.
+
+    Each has twice the channels of the one before.
 
     Args:
         config: the model's configuration.
-        channels: of the images.
+        shape: (c, h, w) of the images.
     """
 
-    def __init__(self, config: ModelConfig, channels: int) -> None:
+    def __init__(self, config: ModelConfig, shape: tuple[int, ...]) -> None:
         super().__init__()
-        depth = config.dimensions.conv
-        widths = [channels] + [depth * 2**i for i in range(CONV_LAYERS)]
+        depth, sizes = config.dimensions.conv, halvings(*shape[1:])
+        widths = [shape[0]] + [depth * 2**i for i in range(len(sizes) - 1)]
         self.kernels = nn.ParameterList(
             init_weight(torch.empty(b, a, 4, 4), "normal") for a, b in itertools.pairwise(widths)
         )
@@ -79,10 +104,10 @@ class ConvEncoder(nn.Module):
             NormAct(width, batch_norm, config.batch_norm_momentum, config.norm_eps)
             for width in widths[1:]
         )
-        self.size = widths[-1] * (IMAGE_SIZE // 2**CONV_LAYERS) ** 2
+        self.size = widths[-1] * math.prod(sizes[-1])
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map uint8 images (..., c, 64, 64) to features (..., 128 c')."""
+        """Map uint8 images (..., c, h, w) to features (..., 128 c') at 64 x 64."""
         x = image.flatten(0, -4).to(
             self.kernels[0].dtype, memory_format=torch.channels_last, copy=True
         )
@@ -136,7 +161,7 @@ class Encoder(nn.Module):
         unknown = set(shapes) - {"image", "vector"}
         if unknown or not shapes:
             raise ValueError(f"observations must be image, vector or both, got {sorted(shapes)}")
-        self.image = ConvEncoder(config, shapes["image"][0]) if "image" in shapes else None
+        self.image = ConvEncoder(config, shapes["image"]) if "image" in shapes else None
         self.vector = VectorEncoder(config, shapes["vector"][0]) if "vector" in shapes else None
         self.size = sum(part.size for part in (self.image, self.vector) if part is not None)
 

@@ -161,7 +161,7 @@ ERRORS = {
     "train quick stray": "Unrecognized options: stray",
     "train quick --replay.batch-size 0": "batch_size must be positive, got 0",
     "train quick --env.task walker": "task must read dmc/NAME, gym:ID",
-    "train quick --env.image-size 84": "image_size must be 64, got 84",
+    "train quick --env.image-size 80": "image_size must be one of 64, 84, 96, 128, got 80",
     "train --resume /no/such/run": "/no/such/run is not a run folder",
     "train --resume": "error: Missing value for argument '--resume'",
     "train quick --env.task dmc/walker_fly": "'dmc/walker_fly'",

@@ -25,7 +25,7 @@ def drawings(rows: int) -> tuple[Tensor, Tensor]:
 
 def error(scrambled: bool = False) -> float:
     """Squared error of what is drawn, as a share of the pixels' variance."""
-    decoder = Decoder(tiny.model_config(conv=4), 2 * PLACES, channels=1)
+    decoder = Decoder(tiny.model_config(conv=4), 2 * PLACES, shape=(1, 64, 64))
 
     def loss() -> Tensor:
         code, image = drawings(8)

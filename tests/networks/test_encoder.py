@@ -31,6 +31,40 @@ def test_encoder_maps_pixels_vectors_or_both_to_its_stated_width(seen: tuple[str
     assert encoder({name: x[:1, :1] for name, x in data.items()}).shape == (1, 1, encoder.size)
 
 
+@pytest.mark.parametrize(
+    ("size", "last", "layers"),
+    [
+        ((64, 64), (4, 4), 4),
+        ((84, 84), (5, 5), 4),
+        ((96, 96), (6, 6), 4),
+        ((128, 128), (4, 4), 5),
+        ((96, 64), (6, 4), 4),
+        ((64, 128), (4, 8), 4),
+        ((130, 131), (4, 4), 5),
+    ],
+)
+def test_image_encoder_has_as_many_layers_as_leave_four_pixels_of_the_shorter_side(
+    size: tuple[int, int], last: tuple[int, int], layers: int
+) -> None:
+    shapes = {"image": (3, *size)}
+    encoder = Encoder(tiny.model_config(conv=2), shapes)
+    image = torch.randint(0, 256, (2, 1, 3, *size), dtype=torch.uint8)
+    features = encoder({"image": image})
+    assert len(encoder.image.kernels) == layers
+    assert features.shape == (2, 1, 2 ** (layers - 1) * 2 * last[0] * last[1])
+    assert encoder.size == features.shape[-1] == embed_size(tiny.model_config(conv=2), shapes)
+    # the whole image is seen, to its corners
+    for row, column in ((0, 0), (-3, -3)):
+        other = image.clone()
+        other[..., row, column] ^= 255
+        assert not torch.equal(encoder({"image": other}), features)
+
+
+def test_image_encoder_refuses_images_that_cannot_be_halved() -> None:
+    with pytest.raises(ValueError, match="sides of images must be 8 or more, got 64 x 7"):
+        Encoder(tiny.model_config(), {"image": (3, 64, 7)})
+
+
 def test_encoder_puts_pixels_before_vectors() -> None:
     encoder = Encoder(tiny.model_config(), SHAPES)
     data = observation()

@@ -11,11 +11,11 @@ from mudreamer_fast.world_model import WorldModel
 ACTIONS = 6
 
 
-def counts(config: ModelConfig) -> dict[str, int]:
+def counts(config: ModelConfig, height: int = 64, width: int = 64) -> dict[str, int]:
     """Parameters of each part on DMC pixels, built without memory."""
     with torch.device("meta"):
         world_model = WorldModel(
-            config, BehaviourConfig(), {"image": (3, 64, 64)}, ACTIONS, True, reference
+            config, BehaviourConfig(), {"image": (3, height, width)}, ACTIONS, True, reference
         )
         behaviour = ActorCritic(
             config, BehaviourConfig(), world_model.rssm.feature_size, ACTIONS, True, reference
@@ -80,3 +80,30 @@ def test_every_size_builds_and_is_larger_than_the_one_before(size: SizeName) -> 
     if size != names[0]:
         smaller = counts(ModelConfig(size=names[names.index(size) - 1]))
         assert sum(ours.values()) > sum(smaller.values())
+
+
+@pytest.mark.parametrize(
+    ("size", "encoder", "pixels", "channels"),
+    [
+        # of S: kernels of 16 x 3 x 32, 32 x 64, ... and two norm vectors behind each
+        ((64, 64), 690_624, 4 * 4, 256),
+        ((84, 84), 690_624, 5 * 5, 256),
+        ((96, 96), 690_624, 6 * 6, 256),
+        ((128, 128), 690_624 + 16 * 256 * 512 + 2 * 512, 4 * 4, 512),
+        ((128, 96), 690_624, 8 * 6, 256),
+    ],
+)
+def test_parameters_follow_the_size_of_the_images(
+    size: tuple[int, int], encoder: int, pixels: int, channels: int
+) -> None:
+    config = ModelConfig(size="S", decoder=True)
+    ours, at_64 = counts(config, *size), counts(config)
+    more = pixels * channels - 4 * 4 * 256
+    assert ours["encoder"] == encoder
+    # features are read by the posterior and the action predictor alone
+    assert ours["rssm"] == at_64["rssm"] + 512 * more
+    assert ours["action"] == at_64["action"] + 512 * more
+    kernels = 16 * 512 * 256 + 2 * 256 if channels == 512 else 0
+    assert ours["decoder"] == at_64["decoder"] + (512 + 32 * 32 + 1) * more + kernels
+    others = ours.keys() - {"encoder", "rssm", "action", "decoder"}
+    assert {name: ours[name] for name in others} == {name: at_64[name] for name in others}
