@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,15 @@ import numpy as np
 
 from mudreamer_fast.config import ConfigError, EnvConfig
 from mudreamer_fast.envs import graphics
-from mudreamer_fast.envs.factories import import_factory
+from mudreamer_fast.envs.factories import Factory, import_factory
 from mudreamer_fast.envs.render_profile import apply_to_model
 from mudreamer_fast.envs.tasks import OWN_TASK, check_camera, find_task
 from mudreamer_fast.envs.vector_env import FloatArray, Frames
 
 LARGEST_CONTROL = 1e9
 """MuJoCo says 1e10 of a motor without limits."""
+_SEED_ARGUMENTS = ("random", "random_state", "seed")
+"""Of functions that make environments; they get a seed or a `numpy.random.RandomState`."""
 _LQR_SECONDS = 30.0
 """Its episodes have no end of their own; so they are as long as those of all other tasks."""
 
@@ -31,6 +34,20 @@ class Step:
     """The episode is over."""
     is_terminal: bool
     """The episode really ended."""
+
+
+def _seed_argument(task: str, factory: Factory) -> str:
+    """What a function calls its seed: its own says `random`, dm_control's `random_state`."""
+    arguments = inspect.signature(factory).parameters
+    for name in _SEED_ARGUMENTS:
+        if name in arguments:
+            return name
+    if any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values()):
+        return _SEED_ARGUMENTS[0]
+    raise ConfigError(
+        f"{task} must take a seed as an argument named {' or '.join(_SEED_ARGUMENTS)}, "
+        f"and takes {', '.join(arguments) or 'nothing'}"
+    )
 
 
 class DmcSimulator:
@@ -87,7 +104,7 @@ class DmcSimulator:
     def _load_own(self, config: EnvConfig, seed: int | np.random.RandomState) -> None:
         _, module, name = config.task.split(":")
         factory = import_factory(config.task, module, name)
-        self._env = factory(random=seed)
+        self._env = factory(**{_seed_argument(config.task, factory): seed})
         if not hasattr(self._env, "physics"):
             raise ConfigError(
                 f"{config.task} must make an environment of dm_control, "
