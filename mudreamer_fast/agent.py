@@ -104,6 +104,9 @@ class Agent:
         self._metrics: tuple[str, ...] = ()
         self._graphed = Graphed(self._learn, new_capture, graph_required)
 
+    LEARNED = ("world_model", "behaviour")
+    """What of `state_dict` are weights."""
+
     @classmethod
     def load(
         cls,
@@ -115,7 +118,8 @@ class Agent:
         """The trained agent of a run; no environment is made.
 
         Args:
-            path: a run folder, or one of its checkpoints.
+            path: a run folder, one of its checkpoints, or the folder of an exported agent, whose
+                optimisers are new.
             device: auto, cpu, cuda or cuda:N, whatever the run was trained on.
             checkpoint: of a run folder, the newest or the one that scored best in its evaluations.
             backend: implementation of the operations, whatever the run was trained with.
@@ -129,7 +133,7 @@ class Agent:
         train = dataclasses.replace(stored.config.train, backend=backend, cuda_graph="auto")
         config = dataclasses.replace(stored.config, train=train)
         agent = cls(config, stored.observation_spec, stored.action_spec, chosen)
-        agent.load_state_dict(stored.agent)
+        agent.load_state_dict(agent.state_dict() | stored.agent)
         return agent
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The command line: `mudreamer-fast train | evaluate | plot | info | check-env | doctor`.
+"""The command line: `mudreamer-fast train | evaluate | export | plot | info | check-env | doctor`.
 
 What a user can get wrong ends in one line on standard error and exit code 2. Only the standard
 library, tyro and light modules are imported before a command runs, so that --help is quick.
@@ -53,6 +53,7 @@ commands:
                              --resume-or-start RUN with one that may not have begun
   plot RUN... [options]      draw one metric of several runs side by side
   evaluate RUN [options]     score a run's newest or best checkpoint, and film it
+  export RUN DIR [options]   write a run's agent to a folder of its own, with a card
   info [PRESET] [options]    tasks, presets, versions, and how long the preset takes here
   check-env TASK [options]   play any environment and say what the agent will see of it
   doctor                     check what the program needs on this machine
@@ -125,6 +126,21 @@ class EvaluateCommand:
 
 
 @dataclass(frozen=True)
+class ExportCommand:
+    """Write a run's agent to a folder of its own: weights, settings, scores, curve and a card.
+
+    `Agent.load` reads it.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    folder: tyro.conf.Positional[Path]
+    """Folder to make."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """The newest, or the one that scored best in the run's evaluations."""
+
+
+@dataclass(frozen=True)
 class PlotCommand:
     """Draw one metric of several runs over environment steps."""
 
@@ -165,6 +181,7 @@ def _dispatch(words: list[str]) -> int:
     commands = {
         "train": _train,
         "evaluate": _evaluate,
+        "export": _export,
         "plot": _plot,
         "info": _info,
         "check-env": _check_env,
@@ -272,6 +289,16 @@ def _evaluate(words: list[str]) -> int:
     if command.video is not None:
         for path in write_film(evaluation, command.video, None, config.env):
             print(f"  {path}")
+    return 0
+
+
+def _export(words: list[str]) -> int:
+    command = _parse(ExportCommand, f"{PROGRAM} export", words)
+
+    from mudreamer_fast.run.card import export_run
+
+    for path in export_run(command.run, command.folder, command.checkpoint):
+        print(path)
     return 0
 
 

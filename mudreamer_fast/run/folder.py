@@ -65,6 +65,16 @@ class RunFolder:
         return self.root / "evaluation.mp4"
 
     @property
+    def weights(self) -> Path:
+        """Weights alone, in the folder of an exported agent."""
+        return self.root / "agent.safetensors"
+
+    @property
+    def card(self) -> Path:
+        """What an exported agent is, in words."""
+        return self.root / "README.md"
+
+    @property
     def result(self) -> Path:
         """The final scores."""
         return self.root / "result.json"

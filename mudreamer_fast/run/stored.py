@@ -12,6 +12,7 @@ import numpy as np
 
 from mudreamer_fast.config import Config
 from mudreamer_fast.disk import checkpoint
+from mudreamer_fast.disk.weights import load_weights
 from mudreamer_fast.envs import ActionSpec, ArraySpec
 from mudreamer_fast.run.folder import RunFolder, read_config
 
@@ -27,7 +28,7 @@ class StoredAgent:
     action_spec: ActionSpec
     """What one environment takes."""
     agent: dict[str, Any]
-    """What `Agent.state_dict` gave."""
+    """What `Agent.state_dict` gave; of an exported agent, the weights alone."""
 
 
 def read_stored(
@@ -36,7 +37,8 @@ def read_stored(
     """Reads the agent of a run.
 
     Args:
-        path: a run folder; or in it `checkpoint`, `best`, or a data folder of these.
+        path: a run folder; or in it `checkpoint`, `best`, or a data folder of these; or the folder
+            of an exported agent.
         which: of a run folder, the newest checkpoint or the one that scored best.
 
     Raises:
@@ -50,10 +52,18 @@ def read_stored(
         RunFolder(path),
     )  # fmt: skip
     config = read_config(run.config)
-    if run.root == path:
-        path = run.best if which == "best" else run.checkpoint
-    state = checkpoint.load(path, ("agent",))["agent"]
-    return StoredAgent(config, *_specs(config, state), state)
+    state: dict[str, Any]
+    if run.root == path and run.weights.exists():
+        state = {**load_weights(run.weights)}
+    else:
+        if run.root == path:
+            path = run.best if which == "best" else run.checkpoint
+        state = checkpoint.load(path, ("agent",))["agent"]
+    try:
+        specs = _specs(config, state)
+    except KeyError as missing:
+        raise checkpoint.CheckpointError(f"{path} holds no agent: it lacks {missing}") from None
+    return StoredAgent(config, *specs, state)
 
 
 def _specs(config: Config, state: Mapping[str, Any]) -> tuple[dict[str, ArraySpec], ActionSpec]:
