@@ -25,6 +25,7 @@ from mudreamer_fast.config import (
 from mudreamer_fast.envs.vector_env import ActionSpec, ArraySpec
 from mudreamer_fast.imagination import imagine
 from mudreamer_fast.machine.device import resolve_device
+from mudreamer_fast.machine.late import LateValues
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
 from mudreamer_fast.networks.encoder import embed_size
 from mudreamer_fast.ops.distributions import entropy_range
@@ -196,15 +197,19 @@ class Agent:
         state = self.initial_state(num_envs, seed)
         return AgentPolicy(self.act, state, self.observation_spec, choice)
 
-    def update(self, batch: Mapping[str, np.ndarray | Tensor]) -> dict[str, float]:
+    def update(self, batch: Mapping[str, np.ndarray | Tensor]) -> LateValues:
         """Learn from one batch: the world model, then actor and critic on what it imagines.
+
+        On a GPU the update is launched, and the call does not wait for it.
 
         Args:
             batch: observations (B, T, *shape) by name, action (B, T, A), reward, is_first and
-                is_terminal (B, T); read until the call returns, and not after.
+                is_terminal (B, T). Arrays and tensors on the CPU are read until the call returns,
+                and not after, unless they are pinned; tensors on a GPU, and pinned ones, until the
+                metrics are there.
 
         Returns:
-            Metrics of this update by name.
+            Metrics of this update by name; who looks at them waits for the update.
 
         Raises:
             ValueError: an array is missing, or its shape is not the one expected.
@@ -213,9 +218,9 @@ class Agent:
         inputs = {name: self._tensor(batch[name]) for name in self.batch_shapes}
         inputs |= self._draw(*inputs["is_first"].shape)
         self.world_model.train()
-        values = self._graphed(inputs)["metrics"].tolist()
+        values = self._graphed(inputs)["metrics"]
         self.updates += 1
-        return dict(zip(self._metrics, values, strict=True))
+        return LateValues(self._metrics, values)
 
     def _draw(self, rows: int, steps: int) -> Tensors:
         """All randomness of an update on (B, T) steps, for N = B T rollouts."""

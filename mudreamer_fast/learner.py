@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -11,13 +10,14 @@ from torch import Tensor
 
 from mudreamer_fast.acting import Acting
 from mudreamer_fast.agent import Agent
+from mudreamer_fast.machine.late import LateValues, Moment
 from mudreamer_fast.replay.prefetch import Prefetcher
 
 ACTING_THREADS = 1
 """CPU threads of PyTorch that act while others learn: a step of few environments feeds no more."""
 
 
-Update = Callable[[Mapping[str, Tensor]], dict[str, float]]
+Update = Callable[[Mapping[str, Tensor]], LateValues]
 """Learns from a batch and gives metrics by name: `Agent.update`."""
 
 
@@ -27,6 +27,9 @@ class Learner:
     In the background a job depends on the moment of its start alone: it draws from what the replay
     held then, and `acting`, a copy of the agent's weights, acts with those from before it. So the
     same seed gives the same run, however long anything takes.
+
+    The metrics of an update are read when the next one has been launched, so that a GPU has work
+    while the host waits for them. With the last ones of a job that is in the job after it.
 
     Args:
         agent: what learns; nobody else may use it between `start` and `finish`.
@@ -46,8 +49,6 @@ class Learner:
         """What may act at any time."""
         self.in_background = in_background
         """Whether updates go on after `start` has returned."""
-        self.idle_seconds = 0.0
-        """Wall time between a job's end and the next one's start, pauses left out."""
         self._agent, self._batches, self._stopped = agent, batches, stopped
         self._thread: ThreadPoolExecutor | None = None
         self._threads = torch.get_num_threads()
@@ -56,14 +57,28 @@ class Learner:
             self._thread.submit(_settle_in, agent.device, self._threads).result()
             torch.set_num_threads(ACTING_THREADS)
         self._job: Future[list[dict[str, float]]] | None = None
-        self._idle_since: float | None = None
+        self._unread: LateValues | None = None
+        self._ended: Moment | None = None
+        self._gaps: list[tuple[Moment, Moment]] = []
+        self._idle_seconds = 0.0
+
+    @property
+    def idle_seconds(self) -> float:
+        """Time that the device spent between a job's end and the next one's start, pauses left out.
+
+        What a GPU has not come to yet is counted later.
+        """
+        while self._gaps and self._gaps[0][1].past:
+            ended, begun = self._gaps.pop(0)
+            self._idle_seconds += ended.seconds_until(begun)
+        return self._idle_seconds
 
     def start(self, update: Update, updates: int) -> None:
         """Have `update` called with a batch each, a number of times, after `finish`."""
         if self._job is not None:
             raise RuntimeError("the last job has not been finished")
-        if self._idle_since is not None:
-            self.idle_seconds += time.monotonic() - self._idle_since
+        if self._ended is not None:
+            self._gaps.append((self._ended, Moment(self._agent.device)))
         if self._thread is None:
             done: Future[list[dict[str, float]]] = Future()
             done.set_result(self._learn(update, updates))
@@ -73,14 +88,23 @@ class Learner:
         self._batches.hold_view()
         self._job = self._thread.submit(self._learn, update, updates)
 
-    def finish(self) -> list[dict[str, float]]:
+    def finish(self, last: bool = True) -> list[dict[str, float]]:
         """Wait for the job under way, if there is one.
+
+        Args:
+            last: whether to wait for the metrics of its last update as well, rather than for its
+                launch alone.
 
         Returns:
             The metrics of each of its updates; fewer than were asked for where it was stopped.
+            Without the last ones, those come first the next time.
         """
         job, self._job = self._job, None
-        return job.result() if job is not None else []
+        metrics = job.result() if job is not None else []
+        if last and self._unread is not None:
+            unread, self._unread = self._unread, None
+            metrics.append(unread.read())
+        return metrics
 
     def catch_up(self) -> None:
         """Have `acting` take over the learner's weights at once; no job may be under way."""
@@ -89,7 +113,7 @@ class Learner:
 
     def pause(self) -> None:
         """Count the time until the next start as no waiting: the caller has other things to do."""
-        self._idle_since = None
+        self._ended = None
 
     def close(self) -> None:
         """End the thread, after the job under way, and give the caller its threads back."""
@@ -100,12 +124,16 @@ class Learner:
     def _learn(self, update: Update, updates: int) -> list[dict[str, float]]:
         metrics: list[dict[str, float]] = []
         try:
-            while len(metrics) < updates and not self._stopped():
-                metrics.append(update(self._batches.next()))
+            for _ in range(updates):
+                if self._stopped():
+                    break
+                before, self._unread = self._unread, update(self._batches.next())
+                if before is not None:
+                    metrics.append(before.read())
         finally:
             if self._thread is not None:
                 self._batches.release_view()
-        self._idle_since = time.monotonic()
+        self._ended = Moment(self._agent.device)
         return metrics
 
 

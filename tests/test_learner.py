@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from mudreamer_fast import learner as learning
 from mudreamer_fast.learner import Learner
+from mudreamer_fast.machine import late
+from mudreamer_fast.machine.late import LateValues
 
 
 class Parts:
@@ -33,12 +34,12 @@ class CountingAgent:
         self.device = torch.device("cpu")
         self.threads: list[str] = []
 
-    def update(self, batch: Any) -> dict[str, float]:
+    def update(self, batch: Any) -> LateValues:
         if batch == "bad":
             raise ValueError("a bad batch")
         self.acting.weight += 1
         self.threads.append(threading.current_thread().name)
-        return {"loss": float(self.acting.weight)}
+        return LateValues(["loss"], torch.tensor([float(self.acting.weight)]))
 
 
 class Stock:
@@ -76,6 +77,17 @@ def test_metrics_come_in_order_once(parts):
     assert not stock.held
 
 
+def test_metrics_of_the_last_update_come_with_the_next_job_unless_they_are_wanted(parts):
+    learner, agent, _ = parts
+    found = []
+    for updates in (1, 2, 0, 1):
+        learner.start(agent.update, updates)
+        found.append([metrics["loss"] for metrics in learner.finish(last=False)])
+    assert found == [[], [1, 2], [], [3]]
+    assert [metrics["loss"] for metrics in learner.finish()] == [4]
+    assert learner.finish() == []
+
+
 def test_what_acts_has_the_weights_from_before_the_job(parts):
     learner, agent, _ = parts
     learner.start(agent.update, 2)
@@ -109,7 +121,7 @@ def test_a_failure_is_the_callers_and_ends_the_view(parts):
 def test_idle_time_is_counted_but_for_pauses(parts, monkeypatch):
     learner, agent, _ = parts
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(learning, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(late, "time", SimpleNamespace(monotonic=lambda: clock.now))
     update = agent.update
 
     def slow(batch):

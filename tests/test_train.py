@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ from mudreamer_fast.disk import arrays, checkpoint
 from mudreamer_fast.envs import EnvError
 from mudreamer_fast.evaluate import Evaluation
 from mudreamer_fast.learner import Learner, Update
+from mudreamer_fast.machine.late import LateValues
 from mudreamer_fast.machine.memory import RESERVED_BYTES
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed, seed_everything
 from mudreamer_fast.replay import ReplayBuffer, StorageError
@@ -327,11 +329,11 @@ def step_before_updates(monkeypatch: pytest.MonkeyPatch) -> None:
         due.clear()
         begin(learner, update, updates)
 
-    def wanted(learner: Learner) -> list[dict[str, float]]:
+    def wanted(learner: Learner, last: bool = True) -> list[dict[str, float]]:
         due.set()
-        return finish(learner)
+        return finish(learner, last)
 
-    def updated(agent: Agent, batch: Any) -> dict[str, float]:
+    def updated(agent: Agent, batch: Any) -> LateValues:
         assert due.wait(PATIENCE_SECONDS)
         return update(agent, batch)
 
@@ -376,7 +378,7 @@ def test_steps_are_taken_while_updates_are_under_way(
     update = Agent.update
     released = threading.Event()
 
-    def wait(self: Agent, batch: Any) -> dict[str, float]:
+    def wait(self: Agent, batch: Any) -> LateValues:
         assert released.wait(PATIENCE_SECONDS)
         return update(self, batch)
 
@@ -409,7 +411,7 @@ def test_a_stop_during_updates_leaves_the_rest_owed(
 ) -> None:
     update = Agent.update
 
-    def stopping(self: Agent, batch: Any) -> dict[str, float]:
+    def stopping(self: Agent, batch: Any) -> LateValues:
         run.stop.received = signal.SIGINT
         return update(self, batch)
 
@@ -740,7 +742,7 @@ def test_an_error_in_an_update_saves_what_was_learned_before(
 ) -> None:
     update = Agent.update
 
-    def fail(agent: Agent, batch: Any) -> dict[str, float]:
+    def fail(agent: Agent, batch: Any) -> LateValues:
         if agent.updates == 5:
             raise RuntimeError("out of luck")
         return update(agent, batch)
@@ -759,7 +761,7 @@ def test_of_several_updates_those_that_an_error_left_undone_are_owed(
     assert config.updates_per_policy_step == 1.5
     update = Agent.update
 
-    def fail(agent: Agent, batch: Any) -> dict[str, float]:
+    def fail(agent: Agent, batch: Any) -> LateValues:
         if agent.updates == 5:
             raise RuntimeError("out of luck")
         return update(agent, batch)
@@ -855,6 +857,70 @@ def test_updates_that_are_not_finite_are_skipped_and_then_undone(
 def trained_model(config: Config) -> WorldModel:
     env = tiny_run.make_env(config.env, 1, 0)
     return Agent(config, env.observation_spec, env.action_spec, torch.device("cpu")).world_model
+
+
+@pytest.mark.parametrize("overlap", ["on", "off"])
+def test_metrics_of_an_update_are_read_when_the_next_is_launched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: str
+) -> None:
+    update, read = Agent.update, LateValues.read
+    happened: list[tuple[str, int]] = []
+    made: list[LateValues] = []
+    inside = threading.local()
+
+    def launched(agent: Agent, batch: Any) -> LateValues:
+        inside.update = True
+        found = update(agent, batch)
+        inside.update = False
+        made.append(found)
+        happened.append(("launched", agent.updates))
+        return found
+
+    def looked_at(values: LateValues) -> dict[str, float]:
+        happened.append(("read", 1 + [*map(id, made)].index(id(values))))
+        return read(values)
+
+    def refused(name: str) -> Callable[..., Any]:
+        real = getattr(torch.Tensor, name)
+
+        def called(tensor: torch.Tensor, *arguments: Any) -> Any:
+            assert not getattr(inside, "update", False), f"{name} waits for the update"
+            return real(tensor, *arguments)
+
+        return called
+
+    for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, refused(name))
+    monkeypatch.setattr(LateValues, "read", looked_at)
+    monkeypatch.setattr(Agent, "update", launched)
+    with start(tiny_run.config(overlap=overlap, log_every_seconds=1e9), tmp_path) as run:
+        step(run, 20)
+        run._lessons.finish()
+        updates = run.agent.updates
+    assert updates > 5
+    expected = [("launched", 1)]
+    for k in range(2, updates + 1):
+        expected += [("launched", k), ("read", k - 1)]
+    assert happened == [*expected, ("read", updates)]
+
+
+def test_a_line_of_the_log_has_the_metrics_of_all_updates_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, losses = Agent.update, [math.nan]
+
+    def noted(agent: Agent, batch: Any) -> LateValues:
+        found = update(agent, batch)
+        losses.append(found["world_model/loss"])
+        return found
+
+    monkeypatch.setattr(Agent, "update", noted)
+    with start(tiny_run.config(overlap="off", log_every_seconds=1e-9), tmp_path) as run:
+        for _ in range(20):
+            step(run, 1)
+            run.report()
+    told = {row["run/updates"]: row for row in lines(tmp_path) if "world_model/loss" in row}
+    assert [told[k]["world_model/loss"] for k in told] == losses[1:]
 
 
 def test_the_agent_that_scored_best_is_kept(

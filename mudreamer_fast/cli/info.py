@@ -172,7 +172,8 @@ def _measure(config: Config, seconds: float) -> tuple[Timing, str]:
         acting = Collector(env, replay, agent.act, state)
         agent_step, steps = _time(lambda: acting.collect(1), TIMED_STEPS, collecting)
         batch = replay.sample(config.replay.batch_size, length)
-        learn = lambda: agent.update(replay.sample(config.replay.batch_size, length, batch))  # noqa: E731
+        rows = config.replay.batch_size
+        learn = lambda: agent.update(replay.sample(rows, length, batch)).read()  # noqa: E731
         update, updates = _time(learn, MOST_UPDATES, deadline - time.monotonic())
     finally:
         env.close()

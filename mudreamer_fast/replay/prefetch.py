@@ -43,7 +43,7 @@ class Prefetcher:
         self, replay: ReplayBuffer, batch_size: int, length: int, ahead: int, device: torch.device
     ) -> None:
         self.waited_seconds = 0.0
-        """Total wall time spent in `next`, that is, waiting for data."""
+        """Total wall time spent waiting for the queue."""
         self._device = device
         self._queue = replay.batches(batch_size, length, ahead, allocate=self._allocate)
         self._sent: _Sent | None = None
@@ -57,10 +57,7 @@ class Prefetcher:
         Raises:
             RuntimeError: no stream holds enough steps for a window, or the prefetcher is closed.
         """
-        started = time.perf_counter()
-        batch = self._next_sent() if self._device.type == "cuda" else _tensors(self._queue.next())
-        self.waited_seconds += time.perf_counter() - started
-        return batch
+        return self._next_sent() if self._device.type == "cuda" else self._next_of_the_queue()
 
     def hold_view(self) -> None:
         """See `BatchQueue.hold_view`; the view is handed over to the thread that learns."""
@@ -101,10 +98,17 @@ class Prefetcher:
         kind = torch.from_numpy(np.empty(0, dtype)).dtype
         return torch.empty(shape, dtype=kind, pin_memory=True).numpy()
 
+    def _next_of_the_queue(self) -> dict[str, Tensor]:
+        started = time.perf_counter()
+        batch = self._queue.next()
+        self.waited_seconds += time.perf_counter() - started
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
     def _next_sent(self) -> dict[str, Tensor]:
         sent = self._sent or self._send(None)
         torch.cuda.current_stream(self._device).wait_event(sent.copied)
-        # The queue may overwrite the pinned arrays once it is asked for another batch.
+        # The queue may overwrite the pinned arrays once it is asked for another batch. The copy
+        # waits for the work on the batch before the last one, and not for that on the last.
         sent.copied.synchronize()
         self._sent = self._send(self._in_use)
         self._in_use = sent.tensors
@@ -112,7 +116,7 @@ class Prefetcher:
 
     def _send(self, target: dict[str, Tensor] | None) -> _Sent:
         """Start copying the next batch to `target`, or to new tensors if it is None."""
-        host = _tensors(self._queue.next())
+        host = self._next_of_the_queue()
         if target is None:
             target = {name: torch.empty_like(t, device=self._device) for name, t in host.items()}
         # Work that was queued on the tensors finishes before they are overwritten.
@@ -121,7 +125,3 @@ class Prefetcher:
             for name, tensor in host.items():
                 target[name].copy_(tensor, non_blocking=True)
             return _Sent(target, self._stream.record_event())
-
-
-def _tensors(batch: Batch) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array) for name, array in batch.items()}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mudreamer_fast.learner import Learner, Update
+from mudreamer_fast.machine.late import LateValues
 from mudreamer_fast.run.guard import FiniteGuard
 from mudreamer_fast.run.pace import Pace
 from mudreamer_fast.run.reporter import Reporter
@@ -41,9 +42,9 @@ class Lessons:
 
     def start(self, update: Update) -> None:
         """Have `update` called as often as the steps taken so far have earned."""
-        self.finish()
+        self._take(self._reporter.line_is_due)
 
-        def counted(batch: Mapping[str, Tensor]) -> dict[str, float]:
+        def counted(batch: Mapping[str, Tensor]) -> LateValues:
             metrics = update(batch)
             self._undone -= 1
             return metrics
@@ -51,7 +52,7 @@ class Lessons:
         self._undone = self._pace.take_updates()
         self._learner.start(counted, self._undone)
         if not self._learner.in_background:
-            self.finish()
+            self._take(self._reporter.line_is_due)
 
     def finish(self) -> None:
         """Wait for the updates under way; those that a stop or an error left undone are still owed.
@@ -59,8 +60,15 @@ class Lessons:
         Raises:
             NotFiniteError: they stay infinite or NaN, even from earlier weights.
         """
+        self._take(last=True)
+
+    def _take(self, last: bool) -> None:
+        """Take what the updates under way give; that of the last one only where it is wanted now.
+
+        Else it is told and judged an update late, and the host does not wait for the device.
+        """
         try:
-            done = self._learner.finish()
+            done = self._learner.finish(last)
         finally:
             self._pace.give_back(self._undone)
             self._undone = 0

@@ -197,6 +197,11 @@ class Reporter:
         """Notes what an update gave; a number that is not finite would spoil the average."""
         self.logger.add({name: value for name, value in metrics.items() if math.isfinite(value)})
 
+    @property
+    def line_is_due(self) -> bool:
+        """Whether `tick` is about to write a line of averages."""
+        return time.monotonic() >= self._next_log
+
     def waited(self, for_batches: float, for_steps: float, of: float) -> None:
         """Says what share of the time the learner waited; all in seconds."""
         share = 100 / of
@@ -217,7 +222,7 @@ class Reporter:
             standing.collecting_seconds,
         )
         self.progress.show(lambda: self._line(standing))
-        if now < self._next_log:
+        if not self.line_is_due:
             return
         self._next_log = now + self.config.train.log_every_seconds
         for warning in self._watch.check(self.logger.averages(), standing.updates):

@@ -19,6 +19,7 @@ from mudreamer_fast.agent import Agent
 from mudreamer_fast.config import Config, ConfigError
 from mudreamer_fast.disk import checkpoint
 from mudreamer_fast.envs import make_env
+from mudreamer_fast.machine.late import LateValues
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
 from mudreamer_fast.run import history, trainer
 from mudreamer_fast.run.evaluator import Evaluator
@@ -55,7 +56,7 @@ class Killed(BaseException):
 class Outcome:
     """All that is to be the same in two runs."""
 
-    updates: dict[int, dict[str, float]]
+    updates: dict[int, LateValues]
     """Metrics, by the number of updates before; of a resumed run, those since."""
     rows: list[Any]
     """Scores and lengths of episodes, scores of evaluations, with the steps they came after."""
@@ -106,7 +107,7 @@ def outcome(
     """Trains to the end."""
     update, updates = Agent.update, {}
 
-    def recorded(agent: Agent, batch: Any) -> dict[str, float]:
+    def recorded(agent: Agent, batch: Any) -> LateValues:
         number = agent.updates
         updates[number] = update(agent, batch)
         return updates[number]
@@ -222,7 +223,7 @@ def test_updates_that_a_stop_has_left_owed_come_before_the_next_step(
     whole = outcome(monkeypatch, several, tmp_path / "whole")
     update = Agent.update
 
-    def stopping(agent: Agent, batch: Any) -> dict[str, float]:
+    def stopping(agent: Agent, batch: Any) -> LateValues:
         if agent.updates in (10, 11):  # the second one while they are made up for
             os.kill(os.getpid(), signal.SIGTERM)
         return update(agent, batch)
