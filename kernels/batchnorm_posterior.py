@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mudreamer_fast.kernels import tiles
 from mudreamer_fast.kernels.checks import check
 from mudreamer_fast.ops.signatures import BatchNormState, NormLinear
 
@@ -158,7 +159,7 @@ class BatchNormActFunction(torch.autograd.Function):
         rows, width = x.shape
         batchnorm_posterior_fwd_kernel[(triton.cdiv(width, COLUMNS),)](
             x, weight, bias, state.running_mean, state.running_var, *out, x.stride(0), width, eps,
-            rows, triton.cdiv(rows, ROWS), ROWS, COLUMNS, state.use_batch, num_warps=4,
+            rows, triton.cdiv(rows, ROWS), ROWS, COLUMNS, state.use_batch, **tiles.launch(4),
         )  # fmt: skip
 
     @staticmethod
@@ -180,7 +181,7 @@ class BatchNormActFunction(torch.autograd.Function):
         rows, width = x.shape
         batchnorm_posterior_bwd_kernel[(triton.cdiv(width, COLUMNS),)](
             grad, x, weight, bias, mean, var, *out, x.stride(0), width, eps, rows,
-            triton.cdiv(rows, ROWS), ROWS, COLUMNS, use_batch, num_warps=4,
+            triton.cdiv(rows, ROWS), ROWS, COLUMNS, use_batch, **tiles.launch(4),
         )  # fmt: skip
 
     @staticmethod

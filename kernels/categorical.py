@@ -225,7 +225,7 @@ def _tile(groups: int, classes: int) -> dict[str, int]:
     """Groups that a program holds, the padded length of a group, and the warps for them."""
     block = tiles.block(classes)
     tile = min(triton.next_power_of_2(max(1, groups)), max(1, tiles.GROUP_TILE // block))
-    return {"TILE": tile, "BLOCK": block, "num_warps": tiles.warps(tile * block)}
+    return {"TILE": tile, "BLOCK": block, **tiles.launch(tiles.warps(tile * block))}
 
 
 class SampleFunction(torch.autograd.Function):
@@ -342,7 +342,7 @@ class KlFunction(torch.autograd.Function):
 def _whole_row(groups: int, classes: int) -> dict[str, int]:
     """As `_tile`, but with all groups of a row in one program."""
     tile, block = triton.next_power_of_2(groups), tiles.block(classes)
-    return {"TILE": tile, "BLOCK": block, "num_warps": tiles.warps(tile * block)}
+    return {"TILE": tile, "BLOCK": block, **tiles.launch(tiles.warps(tile * block))}
 
 
 def categorical_sample(logits: Tensor, uniforms: Tensor, unimix: float) -> Tensor:

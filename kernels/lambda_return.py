@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mudreamer_fast.kernels import tiles
 from mudreamer_fast.kernels.checks import check
 
 TILE = 64
@@ -116,7 +117,7 @@ class LambdaReturnFunction(torch.autograd.Function):
         if rows:
             lambda_return_fwd_kernel[(triton.cdiv(rows, TILE),)](
                 reward, cont, value, first, out, rows, discount, lam, steps, is_first is not None,
-                TILE, num_warps=2,
+                TILE, **tiles.launch(2),
             )  # fmt: skip
         ctx.save_for_backward(cont, value, first, out)
         ctx.arguments = (is_first is not None, discount, lam)
@@ -132,7 +133,7 @@ class LambdaReturnFunction(torch.autograd.Function):
         if rows:
             lambda_return_bwd_kernel[(triton.cdiv(rows, TILE),)](
                 grad_out.contiguous(), cont, value, first, returns, *out, rows, discount, lam,
-                steps, has_first, TILE, num_warps=2,
+                steps, has_first, TILE, **tiles.launch(2),
             )  # fmt: skip
         return *out, None, None, None
 

@@ -215,7 +215,7 @@ class GruCellFunction(torch.autograd.Function):
         if rows:
             layernorm_gru_fwd_kernel[(rows,)](
                 gates, state, weight, bias, out, state.stride(0), out.stride(0), eps, width,
-                tiles.block(width), num_warps=tiles.warps(3 * width),
+                tiles.block(width), **tiles.launch(tiles.warps(3 * width)),
             )  # fmt: skip
         return out
 
@@ -246,7 +246,8 @@ class GruCellFunction(torch.autograd.Function):
         if rows:
             layernorm_gru_bwd_kernel[(rows,)](
                 grad, gates, state, weight, bias, grad_gates, grad_state, statistics,
-                state.stride(0), eps, width, tiles.block(width), num_warps=tiles.warps(3 * width),
+                state.stride(0), eps, width, tiles.block(width),
+                **tiles.launch(tiles.warps(3 * width)),
             )  # fmt: skip
         return grad_gates, grad_state, statistics
 
@@ -266,7 +267,7 @@ class GruCellFunction(torch.autograd.Function):
         if rows:
             layernorm_gru_affine_kernel[(programs, across)](
                 grad, gates, state, weight, bias, statistics, partial, state.stride(0), rows,
-                width, each, AFFINE_ROWS, AFFINE_COLUMNS, num_warps=4,
+                width, each, AFFINE_ROWS, AFFINE_COLUMNS, **tiles.launch(4),
             )  # fmt: skip
         grad_weight, grad_bias = partial.sum(0).to(weight.dtype)
         return grad_weight, grad_bias

@@ -102,7 +102,7 @@ class NormActFunction(torch.autograd.Function):
         if rows:
             linear_norm_act_fwd_kernel[(rows,)](
                 x, weight, bias, out, x.stride(0), out.stride(0), eps, width, tiles.block(width),
-                num_warps=tiles.warps(width),
+                **tiles.launch(tiles.warps(width)),
             )  # fmt: skip
         return out
 
@@ -130,7 +130,7 @@ class NormActFunction(torch.autograd.Function):
         if rows:
             linear_norm_act_bwd_kernel[(programs,)](
                 grad, x, weight, bias, grad_x, partial, grad.stride(0), x.stride(0), rows, eps,
-                width, tiles.block(width), each, affine, num_warps=tiles.warps(width),
+                width, tiles.block(width), each, affine, **tiles.launch(tiles.warps(width)),
             )  # fmt: skip
         if not affine:
             return (grad_x,)

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mudreamer_fast.kernels import tiles
 from mudreamer_fast.kernels.categorical import SampleFunction
 from mudreamer_fast.kernels.checks import check
 from mudreamer_fast.kernels.layernorm_gru import GruCellFunction
@@ -312,7 +313,7 @@ def _act(policy: Tensor, noise: Tensor, action: Tensor, bounded: Tensor, shape: 
     if action.numel():
         rssm_imagine_action_fwd_kernel[(triton.cdiv(action.numel(), POLICY_TILE),)](
             policy, noise, action, bounded, noise.stride(0), bounded.stride(0), action.numel(),
-            actions, MIN_STD, MAX_STD, UNIT_INIT_STD, POLICY_TILE, num_warps=4,
+            actions, MIN_STD, MAX_STD, UNIT_INIT_STD, POLICY_TILE, **tiles.launch(4),
         )  # fmt: skip
 
 
@@ -338,7 +339,7 @@ def _act_bwd(
         rssm_imagine_action_bwd_kernel[(triton.cdiv(action.numel(), POLICY_TILE),)](
             grad_bounded, extra, policy, noise, action, grad_policy, grad_bounded.stride(0),
             extra.stride(0), noise.stride(0), action.numel(), actions, MIN_STD, MAX_STD,
-            UNIT_INIT_STD, grad_action is not None, POLICY_TILE, num_warps=4,
+            UNIT_INIT_STD, grad_action is not None, POLICY_TILE, **tiles.launch(4),
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mudreamer_fast.kernels import tiles
 from mudreamer_fast.kernels.batchnorm_posterior import BatchNormActFunction
 from mudreamer_fast.kernels.categorical import SampleFunction
 from mudreamer_fast.kernels.layernorm_gru import GruCellFunction
@@ -99,7 +100,7 @@ def start_from(
     rssm_observe_reset_kernel[(len(row), triton.cdiv(width + latents, TILE))](
         deter, stoch, first, start.fresh_deter, start.fresh_stoch, row[:, hidden:],
         deter.stride(0), stoch.stride(0), first.stride(0), row.stride(0), width, latents, TILE,
-        num_warps=4,
+        **tiles.launch(4),
     )  # fmt: skip
 
 

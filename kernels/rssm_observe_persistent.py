@@ -54,7 +54,7 @@ COLUMNS = 8
 """Columns of a product: the least that they take, so that most programs have work."""
 MAX_ROWS = 64
 """More of a column, for batch norm, does not fit a program's registers."""
-OPTIONS = {"num_warps": SLICES, "num_stages": 1, "maxnreg": 255, "launch_cooperative_grid": True}
+OPTIONS = {**tiles.launch(SLICES), "num_stages": 1, "maxnreg": 255, "launch_cooperative_grid": True}
 """How the kernels are launched: the driver refuses a grid that can not be resident at once."""
 
 

@@ -26,6 +26,14 @@ def warps(width: int) -> int:
     return min(16, max(1, block(width) // 256))
 
 
+def launch(warps: int) -> dict[str, int]:
+    """Options of every launch, and of every compilation ahead of time.
+
+    What Triton takes for the fusion of a product with a sum where nothing is said is to change.
+    """
+    return {"num_warps": warps, "enable_fp_fusion": True}
+
+
 def rows_each(rows: int) -> int:
     """Rows that each program of a reduction takes; a power of two."""
     return int(triton.next_power_of_2(max(1, -(-rows // REDUCTION_PROGRAMS))))

@@ -122,7 +122,7 @@ def two_hot_mean_bwd_kernel(
 
 def _row(bins: int) -> dict[str, Any]:
     return {
-        "BINS": bins, "BLOCK": tiles.block(bins), "LIMIT": LIMIT, "num_warps": tiles.warps(bins),
+        "BINS": bins, "BLOCK": tiles.block(bins), "LIMIT": LIMIT, **tiles.launch(tiles.warps(bins)),
     }  # fmt: skip
 
 

@@ -160,7 +160,7 @@ def compiled(
     made = triton.compile(
         source,
         target=GPUTarget("cuda", architecture, 32),
-        options={"enable_fp_fusion": True, **options},
+        options=options,
     )
     return made, {
         "kernel": kernel.__name__,
@@ -188,8 +188,7 @@ def row_kernels(architecture: int, size: SizeName, dtype: str) -> Iterator[dict[
 def _row(
     kernel: Any, constants: dict[str, Any], warps: int, architecture: int, size: str, dtype: str
 ) -> dict[str, Any]:
-    options = {"num_warps": warps}
-    found = compiled(kernel, constants, options, architecture, POINTER[dtype])[1]
+    found = compiled(kernel, constants, tiles.launch(warps), architecture, POINTER[dtype])[1]
     return found | {"size": size, "dtype": dtype}
 
 

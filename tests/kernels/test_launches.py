@@ -12,9 +12,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import InterpretedFunction
 
+from mudreamer_fast import agent as agent_module
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.config import Config, TrainConfig
 from mudreamer_fast.envs import ActionSpec, ArraySpec
+from mudreamer_fast.kernels import tiles
 from mudreamer_fast.kernels.device import INTERPRETED
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="counts instead of interpreting")
@@ -54,9 +56,15 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     found: Counter[str] = Counter()
 
     def launcher(self: Any, grid: Any) -> Any:
-        return lambda *args, **kwargs: found.update([self.fn.__name__])
+        def launch(*args: Any, **kwargs: Any) -> None:
+            assert kwargs.items() >= tiles.launch(kwargs["num_warps"]).items()
+            found.update([self.fn.__name__])
+
+        return launch
 
     monkeypatch.setattr(InterpretedFunction, "__getitem__", launcher)
+    # Metrics are sent to the host behind an update.
+    monkeypatch.setattr(agent_module, "LateValues", lambda names, values: {})
     return found
 
 
