@@ -227,6 +227,31 @@ def test_update_is_tried_on_both_sides_of_every_bound() -> None:
     assert min(scales) > 1
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["vector-reinforce", "vector-discrete-dynamics", "vector-running-by-step", "both-decoder"],
+)
+def test_update_looks_at_no_value(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors on the `meta` device have none: a host that asks for one gets an error."""
+    case = REFERENCE[name]
+    agent = case.agent()
+    agent.update(case.batch(0))  # Adam makes its moments where a device has memory
+    monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)
+    for module in (agent.world_model, agent.behaviour):
+        module.to("meta")
+    for optimiser in agent.optimisers.values():
+        for moments in optimiser.adam.state.values():
+            moments |= {name: value.to("meta") for name, value in moments.items()}
+    inputs = case.batch(1) | agent._draw(case.rows, case.steps)
+    (metrics,) = agent._learn({name: x.to("meta") for name, x in inputs.items()}).values()
+    assert metrics.is_meta
+    assert metrics.shape == (len(agent._metrics),)
+    tensors = tensors_of(agent.state_dict())
+    assert [name for name, x in tensors.items() if not x.is_meta] == ["generator"]
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        metrics.tolist()
+
+
 def test_twin_imports_nothing_of_the_package() -> None:
     files = sorted((Path(__file__).parent / "twin").glob("*.py"))
     imports = [
