@@ -196,10 +196,11 @@ def measure(way: Way, everything: bool, short: bool, note: Callable[[Any], objec
 def agreement(note: Callable[[Any], object]) -> None:
     """Compares every fused operation with the reference in float64."""
     from mudreamer_fast import kernels, reference
+    from mudreamer_fast.backend.load import PERSISTENT
     from mudreamer_fast.backend.selfcheck import check_ops
 
     start = time.perf_counter()
-    checks = check_ops(kernels, reference, DEVICE)
+    checks = check_ops(kernels, reference, DEVICE, [*reference.__all__, PERSISTENT])
     wrong = [str(check) for check in checks if not check.ok]
     note({"seconds": time.perf_counter() - start, "compared": len(checks), "disagree": wrong})
 

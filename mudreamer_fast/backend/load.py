@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, cast
 
@@ -20,6 +20,9 @@ from mudreamer_fast.kernels.device import runs_on
 from mudreamer_fast.ops.operations import Operations
 
 BACKENDS = ("reference", "compiled", "fused", "persistent")
+PERSISTENT = "rssm_observe_persistent"
+"""The operation that `persistent` has in place of `rssm_observe`."""
+NEEDS_TRITON = "needs Triton: pip install 'mudreamer-fast[gpu]'"
 ON_TRITON = ("fused", "persistent")
 
 
@@ -41,6 +44,8 @@ class Backend:
     """reference, compiled, fused or persistent."""
     replaced: tuple[tuple[str, str], ...] = ()
     """Operations that the reference does in its place, each with the reason."""
+    why: str = field(default="", compare=False)
+    """What `auto` found; empty where it had nothing to choose from."""
 
     def __str__(self) -> str:
         if not self.replaced:
@@ -53,50 +58,70 @@ class Backend:
 
     def facts(self) -> dict[str, Any]:
         """The same for a file of the run."""
-        return {"operations": self.name, "by_reference": dict(self.replaced)}
+        return {"operations": self.name, "by_reference": dict(self.replaced), "why": self.why}
 
 
 @functools.cache
-def check_fused(
-    device: torch.device, sizes: Sizes, persistent: bool = False, anew: bool = False
-) -> tuple[Verdict, ...]:
+def check_fused(device: torch.device, sizes: Sizes, anew: bool = False) -> tuple[Verdict, ...]:
     """How the fused operations compare with the reference on `device`; found once in a process.
 
-    What was found by an earlier process on such a device is taken over.
+    What was found by an earlier process on such a device is taken over. Operations that gave
+    nothing to compare are tried again: the cause may be gone, as a missing compiler is once it is
+    installed. The one of `persistent`, which `auto` does not take, is so along with others alone:
+    if it hangs, only one run waits for it.
 
     Args:
         device: where they run.
         sizes: the run's; they are checked at small ones as well.
-        persistent: whether the one of `persistent` is among them.
         anew: whether to check what was checked before once more.
+
+    Returns:
+        One verdict for each operation of the reference, and then that of `PERSISTENT`.
     """
-    ops = [*reference.__all__, *(["rssm_observe_persistent"] if persistent else [])]
     names = kernels.__name__, reference.__name__
     asked = question(*names, device, sizes)
     known = {} if anew else recall(asked)
-    new = [op for op in ops if op not in known]
+    ops = [*reference.__all__, PERSISTENT]
+    new = [op for op in reference.__all__ if op not in known or not known[op].compared]
+    if PERSISTENT not in known or (new and not known[PERSISTENT].compared):
+        new.append(PERSISTENT)
     tried = try_ops(*names, device, new, sizes) if new else []
     keep(asked, tried)
     known |= {verdict.op: verdict for verdict in tried}
     return tuple(known[op] for op in ops)
 
 
+def choose(found: Sequence[Verdict]) -> Backend:
+    """What `auto` takes on a device where `check_fused` has found this.
+
+    Fused operations, less those that do not agree. The one of `persistent` is not taken before it
+    has been timed on a GPU.
+    """
+    *found, persistent = found
+    reasons = tuple((verdict.op, verdict.reason) for verdict in found if not verdict.ok)
+    good = len(found) - len(reasons)
+    why = f"{good} of {len(found)} fused operations agree with the reference; persistent "
+    if persistent.ok:
+        why += "does, too, and is not taken as it has not been timed"
+    else:
+        why += f"is not usable: {persistent.reason}"
+    return Backend("fused" if good else "reference", reasons, why)
+
+
 @functools.cache
 def _checked(device: torch.device, sizes: Sizes) -> Backend:
-    """Fused operations, less those that do not agree; tells once which these are, and why."""
-    wrong = [verdict for verdict in check_fused(device, sizes) if not verdict.ok]
-    if not wrong:
-        return Backend("fused")
-    everything = len(wrong) == len(reference.__all__)
-    replaced = "all operations" if everything else ", ".join(verdict.op for verdict in wrong)
-    more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-    print(
-        f"warning: backend auto takes the reference for {replaced}: on {device} "
-        f"{wrong[0].reason}{more}",
-        file=sys.stderr,
-    )
-    reasons = tuple((verdict.op, verdict.reason) for verdict in wrong)
-    return Backend("reference" if everything else "fused", reasons)
+    """What `auto` takes; tells once what is replaced, and why."""
+    backend = choose(check_fused(device, sizes))
+    if backend.replaced:
+        ops, reasons = zip(*backend.replaced, strict=True)
+        replaced = "all operations" if backend.name == "reference" else ", ".join(ops)
+        more = f", and {len(ops) - 1} more" if len(ops) > 1 else ""
+        print(
+            f"warning: backend auto takes the reference for {replaced}: on {device} "
+            f"{reasons[0]}{more}",
+            file=sys.stderr,
+        )
+    return backend
 
 
 def checks_fused(device: torch.device) -> bool:
@@ -119,13 +144,15 @@ def resolve_backend(name: str, device: torch.device, sizes: Sizes) -> Backend:
         ConfigError: if the one asked for can not run, saying why.
     """
     if name == "auto":
-        return _checked(device, sizes) if checks_fused(device) else Backend("reference")
+        if checks_fused(device):
+            return _checked(device, sizes)
+        return Backend("reference", why=f"fused {NEEDS_TRITON}" if device.type == "cuda" else "")
     if name not in BACKENDS:
         raise ConfigError(f"backend must be auto, {', '.join(BACKENDS)}, got {name!r}")
     if name in ON_TRITON and not runs_on(device):
         raise ConfigError(f"backend {name} needs a CUDA device, got {device}; use reference")
     if name in ON_TRITON and missing_fused_ops():
-        raise ConfigError(f"backend {name} needs Triton: pip install 'mudreamer-fast[gpu]'")
+        raise ConfigError(f"backend {name} {NEEDS_TRITON}")
     return Backend(name)
 
 

@@ -1,8 +1,4 @@
-"""What checks of the fused operations found before, on disk: they take minutes where all is new.
-
-Only comparisons are kept. An operation that crashed, hung or raised is tried again by the next run:
-the cause may be gone, as a missing compiler is once it is installed.
-"""
+"""What checks of the fused operations found before, on disk: they take minutes where all is new."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ from mudreamer_fast.backend.selfcheck import Agreement, Sizes
 from mudreamer_fast.backend.trial import Verdict
 from mudreamer_fast.disk.manifest import ManifestError, read_manifest, write_manifest
 
-KIND, VERSION = "kernel check", 1
+KIND, VERSION = "kernel check", 2
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -55,8 +51,8 @@ def recall(asked: dict[str, Any]) -> dict[str, Verdict]:
         if kept["question"] != asked:
             return {}
         return {
-            op: Verdict(op, tuple(_agreement(use) for use in uses))
-            for op, uses in kept["verdicts"].items()
+            op: Verdict(op, tuple(_agreement(use) for use in one["uses"]), str(one["trouble"]))
+            for op, one in kept["verdicts"].items()
         }
     except (OSError, ManifestError, KeyError, TypeError, AttributeError):
         return {}
@@ -64,11 +60,12 @@ def recall(asked: dict[str, Any]) -> dict[str, Verdict]:
 
 def keep(asked: dict[str, Any], verdicts: Iterable[Verdict]) -> None:
     """Add verdicts to those kept for a question; where that is not possible nothing is kept."""
-    found = recall(asked) | {one.op: one for one in verdicts if one.compared}
+    found = recall(asked) | {one.op: one for one in verdicts}
     entries = {
         "question": asked,
         "verdicts": {
-            op: [dataclasses.asdict(use) for use in one.uses] for op, one in found.items()
+            op: {"trouble": one.trouble, "uses": [dataclasses.asdict(use) for use in one.uses]}
+            for op, one in found.items()
         },
     }
     with contextlib.suppress(OSError):

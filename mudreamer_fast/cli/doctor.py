@@ -127,25 +127,32 @@ def _replay() -> Finding:
 def _kernels() -> list[Finding]:
     """The fused operations against the reference, where they can run."""
     try:
-        from mudreamer_fast.backend.load import check_fused, fused_runs_on, run_sizes
+        from mudreamer_fast.backend.load import (
+            NEEDS_TRITON,
+            check_fused,
+            choose,
+            fused_runs_on,
+            run_sizes,
+        )
         from mudreamer_fast.machine.device import resolve_device
         from mudreamer_fast.networks.encoder import embed_size
     except ImportError:  # no torch, which has been told
         return []
     device = resolve_device("auto")
     if not fused_runs_on(device):
-        return []
+        detail = f"not usable: it {NEEDS_TRITON}"
+        return [Finding("kernels", True, detail)] if device.type == "cuda" else []
     config = Config()
     embed = embed_size(config.model, {"image": IMAGE_SHAPE})
     sizes = run_sizes(config, embed, ACTIONS, continuous=True)
-    found = check_fused(device, sizes, persistent=True, anew=True)
-    uses = [use for verdict in found for use in verdict.uses]
-    detail = "; ".join(f"not usable: {verdict.reason}" for verdict in found if not verdict.ok)
-    if not detail:
-        nearest = max(uses, key=lambda one: one.error / one.limit)
-        detail = (
-            f"{len(uses)} uses agree with the reference on {device}; nearest to its limit {nearest}"
-        )
+    found = check_fused(device, sizes, anew=True)
+    backend = choose(found)
+    detail = f"auto takes {backend}: on {device} {backend.why}"
+    for _, reason in backend.replaced:
+        detail += f"; not usable: {reason}"
+    uses = [use for verdict in found for use in verdict.uses if use.ok]
+    if uses:
+        detail += f"; nearest to its limit {max(uses, key=lambda one: one.error / one.limit)}"
     # Training can do without them.
     return [Finding("kernels", True, detail), _compiler(), _caches()]
 

@@ -168,11 +168,13 @@ class Reporter:
         """Shows a line that stays."""
         self.progress.message(line)
 
-    def introduce(self, on: str) -> None:
-        """Says where the run lies, what it runs on, and how much it learns from each step."""
+    def introduce(self, on: str, why: str = "") -> None:
+        """Says where a run lies, what it runs on and why, and how much it learns from a step."""
         ratio = self.config.train.train_ratio
         self.message(f"run folder {self._folder}")
         self.message(f"{self.config.env.task} on {on}")
+        if why:
+            self.message(f"backend {self.config.train.backend}: {why}")
         self.message(
             f"train ratio {ratio:g}: {ratio:g} replayed steps per policy step, "
             f"{ratio / self.config.env.action_repeat:g} per environment step; "

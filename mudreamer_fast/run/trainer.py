@@ -121,11 +121,10 @@ class Trainer:
         """Says what runs, on what, and how much it learns from each step."""
         graphs = " in CUDA graphs" if self.agent.graphed else ""
         meanwhile = ", acting meanwhile" if self.learner.in_background else ""
-        parameters = sum(self.agent.parameter_counts().values())
-        self.reporter.introduce(
-            f"{type(self.env).__name__}, {parameters / 1e6:.2f} M parameters "
-            f"on {self.agent.device}, {self.agent.operations}{graphs}{meanwhile}"
-        )
+        parameters, ops = sum(self.agent.parameter_counts().values()), self.agent.operations
+        made = f"{type(self.env).__name__}, {parameters / 1e6:.2f} M parameters"
+        on = f"{made} on {self.agent.device}, {ops}{graphs}{meanwhile}"
+        self.reporter.introduce(on, ops.why)
         self._report_problems()
 
     def _report_problems(self) -> None:

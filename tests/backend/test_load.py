@@ -47,7 +47,8 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> dict[str, Agreement]:
 
     def check(*request: Any) -> tuple[Verdict, ...]:
         good = Agreement("", "the output", 1e-7, 5e-6)
-        return tuple(Verdict(op, (found.get(op, good),)) for op in reference.__all__)
+        ops = *reference.__all__, load.PERSISTENT
+        return tuple(Verdict(op, (found.get(op, good),)) for op in ops)
 
     monkeypatch.setattr(load, "check_fused", check)
     return found
@@ -80,6 +81,60 @@ def test_resolve_backend_takes_the_reference_for_what_disagrees_and_tells_once(
     )
 
 
+def test_resolve_backend_says_what_was_found_and_what_of_persistent(
+    wrong: dict[str, Agreement], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong["mlp"] = Agreement("mlp", "the output", 2e-3, 1e-5)
+    why = resolve_backend("auto", CUDA, SMALL).why
+    count = len(reference.__all__)
+    assert why == (
+        f"{count - 1} of {count} fused operations agree with the reference; "
+        "persistent does, too, and is not taken as it has not been timed"
+    )
+    capsys.readouterr()
+    load._checked.cache_clear()
+    wrong.clear()
+    wrong[load.PERSISTENT] = Agreement(load.PERSISTENT, "", math.inf, 0.0, "RuntimeError: too big")
+    backend = resolve_backend("auto", CUDA, SMALL)
+    assert backend == Backend("fused")
+    assert backend.why == (
+        f"{count} of {count} fused operations agree with the reference; "
+        "persistent is not usable: rssm_observe_persistent: RuntimeError: too big"
+    )
+    assert backend.facts()["why"] == backend.why
+    assert resolve_backend("fused", CUDA, SMALL).why == ""
+    assert capsys.readouterr().err == ""
+
+
+def test_persistent_that_gave_nothing_is_tried_again_along_with_others_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[list[str]] = []
+    broken = {load.PERSISTENT, "mlp"}
+
+    def tried(*request: Any) -> list[Verdict]:
+        asked.append(request[3])
+        good = (Agreement("", "the output", 0.0, 5e-6),)
+        return [
+            Verdict(op, (), "no answer within 240 s") if op in broken else Verdict(op, good)
+            for op in request[3]
+        ]
+
+    monkeypatch.setattr(load, "try_ops", tried)
+    for _ in range(2):
+        check_fused(CPU, SMALL)
+        check_fused.cache_clear()
+    assert asked == [[*reference.__all__, load.PERSISTENT], ["mlp", load.PERSISTENT]]
+    broken.remove("mlp")
+    for _ in range(2):
+        *_, persistent = check_fused(CPU, SMALL)
+        check_fused.cache_clear()
+    assert asked[2:] == [["mlp", load.PERSISTENT]]
+    assert persistent.trouble == "no answer within 240 s"
+    check_fused(CPU, SMALL, anew=True)
+    assert asked[3:] == [[*reference.__all__, load.PERSISTENT]]
+
+
 def test_resolve_backend_checks_once_and_not_what_is_asked_for_by_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -109,12 +164,16 @@ def test_resolve_backend_auto_does_without_triton(
     monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Agreement]
 ) -> None:
     monkeypatch.setattr(load, "missing_fused_ops", lambda: reference.__all__)
-    assert resolve_backend("auto", CUDA, SMALL) == Backend("reference")
+    backend = resolve_backend("auto", CUDA, SMALL)
+    assert backend == Backend("reference")
+    assert backend.why == "fused needs Triton: pip install 'mudreamer-fast[gpu]'"
 
 
 @pytest.mark.gpu
 def test_resolve_backend_takes_the_kernels_on_this_gpu() -> None:
-    assert resolve_backend("auto", torch.device("cuda", 0), SMALL) == Backend("fused")
+    backend = resolve_backend("auto", torch.device("cuda", 0), SMALL)
+    assert backend == Backend("fused")
+    assert "persistent does, too" in backend.why
 
 
 def test_resolve_backend_says_why_the_kernels_can_not_run(

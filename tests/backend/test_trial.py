@@ -76,8 +76,12 @@ def test_run_goes_on_without_the_operations_that_fail(
         "categorical_entropy: its process was ended by SIGSEGV, and 4 more\n"
     ) in said.err
     assert f"fused operations, but {', '.join(wrong)} by reference" in said.out + said.err
+    found = len(reference.__all__) - len(wrong)
+    why = f"{found} of {len(reference.__all__)} fused operations agree with the reference; "
+    assert f"backend auto: {why}persistent is not usable: {load.PERSISTENT}, " in said.err
     recorded = json.loads((tmp_path / "run" / "made_with.json").read_text())
     assert recorded["operations"] == "fused"
+    assert recorded["why"].startswith(why)
     reasons = recorded["by_reference"]
     assert list(reasons) == wrong
     assert "off by 1.0e-03" in reasons["categorical_kl"]
@@ -99,7 +103,7 @@ def test_run_goes_on_without_the_operations_that_fail(
     load.check_fused.cache_clear()
     load._checked.cache_clear()
     agent = made_agent(tiny_run.config(backend="auto"))
-    assert asked == [op for op in wrong if op != "categorical_kl"]
+    assert asked == [*(op for op in wrong if op != "categorical_kl"), load.PERSISTENT]
     assert [op for op, _ in agent.operations.replaced] == wrong
 
 
@@ -157,13 +161,14 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     return question(reference.__name__, reference.__name__, CPU, SMALL)
 
 
-def test_comparisons_are_kept_and_nothing_else(asked: dict[str, Any]) -> None:
+def test_verdicts_are_kept(asked: dict[str, Any]) -> None:
     assert recall(asked) == {}
     bad = Verdict("two_hot_mean", (Agreement("two_hot_mean", "the output", float("inf"), 5e-6),))
     raised = Verdict("two_hot_loss", (Agreement("two_hot_loss", "", 0.0, 0.0, "OSError: no"),))
-    keep(asked, [GOOD, Verdict("lambda_return", (), "no answer")])
+    lost = Verdict("lambda_return", (), "no answer")
+    keep(asked, [GOOD, lost])
     keep(asked, [bad, raised])
-    assert recall(asked) == {"mlp": GOOD, "two_hot_mean": bad}
+    assert recall(asked) == {one.op: one for one in (GOOD, lost, bad, raised)}
 
 
 @pytest.mark.parametrize("change", ["card", "driver", "torch", "triton", "sources", "sizes"])
