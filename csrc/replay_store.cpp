@@ -329,6 +329,7 @@ void ReplayStore::restore(std::size_t steps, const std::byte* const* columns,
                           const Progress& progress) {
   const std::lock_guard adding(add_mutex_);
   const Exclusive exclusive(this);
+  require_countable(steps, progress.steps_added);
   // The old ring releases its memory before the new one, which is only reserved, is filled.
   ring_ = StepRing(fields_, ring_.shape());
   const std::size_t kept = std::min(steps, stream_capacity_);
@@ -411,9 +412,17 @@ void ReplayStore::finish_loading(std::uint64_t begin, const Progress& progress) 
     throw std::out_of_range("cannot hold steps " + std::to_string(begin) + " to " +
                             std::to_string(progress.steps_added));
   }
+  require_countable(progress.steps_added - begin, progress.steps_added);
   held_.begin = begin;
   advance_to(progress.steps_added);
   sampler_.restore(progress.generator);
+}
+
+void ReplayStore::require_countable(std::uint64_t steps, std::uint64_t steps_added) const {
+  if (steps > steps_added || steps_added > kMostSteps / ring_.streams()) {
+    throw std::out_of_range("cannot hold " + std::to_string(steps) + " of " +
+                            std::to_string(steps_added) + " steps");
+  }
 }
 
 void ReplayStore::advance_to(std::uint64_t end) {

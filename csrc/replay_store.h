@@ -103,9 +103,12 @@ struct ReplayOptions {
   std::optional<std::size_t> segment_steps;
 };
 
+// Numbers of steps and handles are added to and multiplied without a check below this.
+constexpr std::uint64_t kMostSteps = std::uint64_t{1} << 63;
+
 // The part of a store's state besides the held steps.
 struct Progress {
-  std::uint64_t steps_added = 0;  // per stream since the store was new
+  std::uint64_t steps_added = 0;  // per stream since the store was new, kMostSteps over all at most
   std::uint64_t generator = 0;    // the sampler's state
 };
 
@@ -164,7 +167,8 @@ class ReplayStore {
   void copy_from(ReplayStore& other);
 
   // Replaces the held steps by those in arrays columns[f] of shape (streams, steps, ...), oldest
-  // first, and the progress. Keeps the newest steps if the capacity is smaller.
+  // first, and the progress. Keeps the newest steps if the capacity is smaller. Throws
+  // std::out_of_range, with nothing replaced, if the progress is not possible.
   void restore(std::size_t steps, const std::byte* const* columns, const Progress& progress);
 
   // write_segment, map_segment and load_segment throw std::invalid_argument if the store has no
@@ -181,7 +185,8 @@ class ReplayStore {
   // first step. Throws std::out_of_range if the part exceeds a segment.
   void load_segment(const SegmentPart& part, const std::string& path, bool mark_first);
   // Ends loading: the steps [begin, progress.steps_added) count as held, or the newest of them if
-  // the capacity is smaller. Throws std::out_of_range if begin exceeds progress.steps_added.
+  // the capacity is smaller. Throws std::out_of_range if begin exceeds progress.steps_added, or
+  // the progress is not possible.
   void finish_loading(std::uint64_t begin, const Progress& progress);
 
   std::size_t steps() const;          // held, per stream
@@ -207,6 +212,7 @@ class ReplayStore {
   // Sets held_.end and drops steps beyond the capacity; the caller holds mutex_.
   void advance_to(std::uint64_t end);
   void require_segments() const;
+  void require_countable(std::uint64_t steps, std::uint64_t steps_added) const;
 
   // Holds mutex_ while no claim exists, for an exclusive operation.
   class Exclusive {

@@ -18,6 +18,8 @@ Allocate: TypeAlias = Callable[[tuple[int, ...], Any], NDArray[Any]]
 """Returns an uninitialised array of the given shape and dtype, as `numpy.empty` does."""
 
 MAX_UINT64 = 2**64 - 1
+MOST_STEPS = 2**63
+"""Over all streams: a step's handle, its number over all streams, is an unsigned 64-bit integer."""
 HANDLE = "handle"
 """Key of the handles in a batch that was sampled with them."""
 
@@ -162,6 +164,8 @@ def unpack_state(state: Mapping[str, Any], num_streams: int) -> tuple[Batch, int
         )
     for name in ("steps", "steps_added", "generator"):
         check_uint64(name, state[name])
+    if state["steps_added"] > MOST_STEPS // num_streams:
+        raise ValueError(f"the replay state has {state['steps_added']} steps added")
     if state["steps"] > state["steps_added"]:
         raise ValueError(
             f"the replay state holds {state['steps']} steps of {state['steps_added']} added"

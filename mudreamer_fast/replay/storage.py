@@ -34,7 +34,7 @@ from mudreamer_fast.disk.manifest import (
     shortened,
     write_manifest,
 )
-from mudreamer_fast.replay.batch import MAX_UINT64, Layout
+from mudreamer_fast.replay.batch import MAX_UINT64, MOST_STEPS, Layout
 
 KIND = "replay buffer"
 VERSION = 1
@@ -275,8 +275,7 @@ class Storage:
             raise ValueError(f"the entries are {shortened(sorted(manifest))}")
         most = max(LEAST_SEGMENT_STEPS, _segment_steps_by_bytes(self._layout))
         _require_integer("segment_steps", manifest["segment_steps"], 1, most)
-        # The number of a step of a stream, its handle, is an unsigned 64-bit integer.
-        most = MAX_UINT64 // self._layout.num_streams - manifest["segment_steps"]
+        most = MOST_STEPS // self._layout.num_streams
         _require_integer("steps_added", manifest["steps_added"], 0, most)
         _require_integer("generator", manifest["generator"], 0, MAX_UINT64)
         if not isinstance(manifest["segments"], list):

@@ -7,6 +7,8 @@ import pickle
 import numpy as np
 import pytest
 
+from mudreamer_fast.replay import ReplayBuffer
+
 
 @pytest.mark.parametrize("filled", [0, 1, 9, 10, 11, 37])
 def test_a_loaded_state_draws_what_the_original_would_have(
@@ -97,3 +99,12 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(
         with pytest.raises(ValueError, match=message):
             replay.load_state_dict(state)
         assert_same_state(replay.state_dict(), before)
+
+
+@pytest.mark.parametrize("steps_added", [2**63 // 3 + 1, 2**64 - 1])
+def test_a_state_of_more_steps_than_can_be_numbered_is_refused(steps, steps_added):
+    replay = ReplayBuffer(steps.fields, 30, 3, 0)
+    steps.fill(replay, 0, 12)
+    with pytest.raises(ValueError, match=f"has {steps_added} steps added"):
+        replay.load_state_dict({**replay.state_dict(), "steps_added": steps_added})
+    assert len(replay) == 30
