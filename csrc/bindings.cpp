@@ -5,19 +5,23 @@
 // outputs; they are never converted. No call waits for a lock of the store with the GIL held.
 // Errors: std::invalid_argument becomes ValueError, std::out_of_range IndexError,
 //   std::runtime_error RuntimeError; NonFiniteError is a ValueError of its own, and FileError is
-//   StorageError, a RuntimeError.
+//   StorageError, a RuntimeError. std::bad_alloc becomes MemoryError, and std::system_error, for
+//   files and threads that the system refuses, OSError.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -530,12 +534,22 @@ void bind_queue(py::module_& module) {
       .def("close", &PyBatchQueue::close);
 }
 
+void translate(std::exception_ptr error) {
+  try {
+    if (error) std::rethrow_exception(error);
+  } catch (const std::system_error& refused) {
+    errno = refused.code().value();
+    PyErr_SetFromErrno(PyExc_OSError);
+  }
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_replay, module) {
   module.doc() = "Storage and sampling of replayed steps; use mudreamer_fast.replay.";
   py::register_exception<replay::NonFiniteError>(module, "NonFiniteError", PyExc_ValueError);
   py::register_exception<replay::FileError>(module, "StorageError", PyExc_RuntimeError);
+  py::register_exception_translator(&translate);
   bind_structs(module);
   bind_store(module);
   bind_queue(module);

@@ -32,8 +32,11 @@ std::byte* map(void* where, std::size_t bytes, int flags, int descriptor, std::s
   void* address =
       mmap(where, bytes, PROT_READ | PROT_WRITE, flags, descriptor, static_cast<off_t>(offset));
   if (address == MAP_FAILED) {
-    throw std::runtime_error("the system refused " + std::to_string(bytes) +
-                             " bytes of address space: " + std::strerror(errno));
+    const int error = errno;
+    const std::string message = "the system refused " + std::to_string(bytes) +
+                                " bytes of address space: " + std::strerror(error);
+    if (error == ENOMEM) throw MemoryRefused(message);
+    throw std::runtime_error(message);
   }
   return static_cast<std::byte*>(address);
 }

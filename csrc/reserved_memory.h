@@ -6,16 +6,30 @@
 // Threads: not synchronized. map_file and clear must not run concurrently with any access to the
 //   part that they replace.
 // Complexity: one system call each, independent of size.
-// Errors: std::runtime_error if the system call fails; the range is then unchanged. A file that is
-//   cut, or cannot be read, while it is mapped would end the process with SIGBUS at the next
-//   access. The first map_file installs a handler that puts zeros in the place of such a page and
-//   counts it in lost_pages(); other errors of this kind go to the handler that was there before.
+// Errors: MemoryRefused if the system has no address space left, std::runtime_error if the system
+//   call fails otherwise; the range is then unchanged. A file that is cut, or cannot be read, while
+//   it is mapped would end the process with SIGBUS at the next access. The first map_file installs
+//   a handler that puts zeros in the place of such a page and counts it in lost_pages(); other
+//   errors of this kind go to the handler that was there before.
 
 #pragma once
 
 #include <cstddef>
+#include <new>
+#include <string>
+#include <utility>
 
 namespace replay {
+
+// Memory that the system refuses; the message is one line for the user.
+class MemoryRefused : public std::bad_alloc {
+ public:
+  explicit MemoryRefused(std::string message) : message_(std::move(message)) {}
+  const char* what() const noexcept override { return message_.c_str(); }
+
+ private:
+  std::string message_;
+};
 
 struct GuardedRange;
 

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 #include <stdexcept>
+#include <system_error>
 
 namespace replay {
 
@@ -17,6 +18,9 @@ namespace {
 constexpr std::size_t kChunkBytes = std::size_t{1} << 20;
 
 [[noreturn]] void fail(const std::string& path, int error) {
+  if (error == EMFILE || error == ENFILE || error == ENOMEM) {
+    throw std::system_error(error, std::generic_category(), path);
+  }
   throw FileError(path + ": " + std::strerror(error));
 }
 

@@ -6,7 +6,8 @@
 //
 // Ownership: borrows the spans' memory for the call. Only OpenFile keeps a descriptor open.
 // Threads: no shared state. Complexity: O(bytes).
-// Errors: FileError with the path and the reason. A file that could not be written completely is
+// Errors: FileError with the path and the reason; std::system_error where the process may open no
+//   more files, which says nothing about the file. A file that could not be written completely is
 //   removed. Symbolic links and what is no regular file are neither read nor written.
 
 #pragma once

@@ -11,8 +11,8 @@
 //   steps are complete and when a slot may be overwritten.
 // Complexity: construction O(fields), write() O(bytes of a step), pieces() O(number of pieces).
 //   Memory is allocated only as the ring fills (see reserved_memory.h).
-// Errors: std::invalid_argument for an invalid specification, std::runtime_error if address space
-//   cannot be reserved; FileError where documented. Indices are not checked.
+// Errors: std::invalid_argument for an invalid specification, MemoryRefused if address space cannot
+//   be reserved; FileError where documented. Indices are not checked.
 
 #pragma once
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from mudreamer_fast.config import Config
 from mudreamer_fast.envs import with_factory
+from mudreamer_fast.machine.handles import raise_handle_limit
 from mudreamer_fast.machine.signals import Stopped, StopSignals
 from mudreamer_fast.run.folder import default_run_dir
 from mudreamer_fast.run.results import TrainResult
@@ -51,14 +52,15 @@ def train(
             else than the one that it was made with.
 
     Raises:
-        ConfigError: a device, task or memory need that this machine cannot meet, settings under
-            which nothing would be learned, or a run folder that is taken.
+        ConfigError: a device, task, memory or number of open files that this machine cannot
+            provide, settings under which nothing would be learned, or a run folder that is taken.
         checkpoint.CheckpointError: nothing to resume, or nothing that can be read.
         NotFiniteError: losses or gradients stay infinite or NaN, even from earlier weights.
 
     Whatever ends a run, what it had learned is saved first.
     """
     config = dataclasses.replace(config, env=with_factory(config.env, env))
+    raise_handle_limit(config.env.num_envs)
     folder = default_run_dir(config, "own") if run_dir is None else Path(run_dir)
     with (
         StopSignals() as stop,

@@ -19,7 +19,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("run.tensorboard", "run.watch", "run.guard"),
     ("disk.arrays", "disk.lock", "disk.manifest", "_replay"),
     ("ops.operations",),
-    ("machine.device", "machine.memory", "machine.seeds", "machine.signals"),
+    ("machine.device", "machine.handles", "machine.memory", "machine.seeds", "machine.signals"),
     ("run.folder", "run.lock", "run.metrics", "disk.checkpoint", "backend.cuda_graph"),
     ("ops.distributions", "backend.selfcheck", "kernels", "disk.weights"),
     ("reference", "replay", "envs", "run.pictures", "run.reporter"),

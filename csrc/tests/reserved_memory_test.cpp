@@ -75,7 +75,7 @@ TEST(a_part_can_be_a_file_and_plain_memory_again) {
 }
 
 TEST(an_impossible_size_is_refused) {
-  CHECK_THROWS(std::runtime_error, ReservedMemory(std::numeric_limits<std::size_t>::max() / 2));
+  CHECK_THROWS(replay::MemoryRefused, ReservedMemory(std::numeric_limits<std::size_t>::max() / 2));
 }
 
 TEST_MAIN()

@@ -12,7 +12,6 @@ import importlib
 import importlib.metadata
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -25,8 +24,10 @@ from pathlib import Path
 
 from mudreamer_fast.config import Config
 from mudreamer_fast.envs.interpreter import python_command
+from mudreamer_fast.machine.handles import LEAST_HANDLES, allowed_handles
 from mudreamer_fast.machine.memory import GIB, available_bytes
 
+MIB = 1 << 20
 TRIAL_SECONDS = 120
 """After this long a trial in a process of its own counts as failed."""
 IMAGE_SHAPE, ACTIONS = (3, 64, 64), 6
@@ -35,9 +36,8 @@ LOW_DISK_BYTES = 2 * GIB
 """Room for the checkpoints of a short run: twice the replay and model of the quick preset."""
 LOW_MEMORY_BYTES = 4 * GIB
 """Room for a small model and the quick preset's replay."""
-LOW_HANDLES = 64
-"""Open files of a run with EnvPool, several times over; dm_control takes one more for each worker.
-"""
+LOW_SHARED_BYTES = MIB
+"""Of multiprocessing's semaphores, many times over."""
 CLOCK_SECONDS = 5.0
 """How far a file's date may be from the clock; some file systems round to 2 s."""
 
@@ -94,6 +94,7 @@ def examine() -> list[Finding]:
         _disk(),
         *_files(),
         _memory(),
+        _shared(),
         _handles(),
     ]
 
@@ -269,13 +270,29 @@ def _files() -> list[Finding]:
 
 
 def _handles() -> Finding:
-    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if allowed == resource.RLIM_INFINITY:
+    allowed = allowed_handles()
+    if allowed is None:
         return Finding("handles", True, "any number of open files")
-    detail = f"{allowed} open files"
-    if allowed < LOW_HANDLES:
-        detail += ": ulimit -n 1024"
-    return Finding("handles", allowed >= LOW_HANDLES, detail)
+    detail = f"up to {allowed} open files"
+    if allowed < LEAST_HANDLES:
+        detail += f", and a run needs {LEAST_HANDLES}: ulimit -n 1024"
+    return Finding("handles", allowed >= LEAST_HANDLES, detail)
+
+
+def _shared(folder: str = "/dev/shm") -> Finding:
+    """Where multiprocessing's semaphores are, which Gymnasium's processes need and no others."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        detail = f"not usable: {folder}: {error.strerror}"
+    else:
+        detail = f"{free / MIB:.1f} MiB free in {folder}"
+        if free >= LOW_SHARED_BYTES and _is_writable(Path(folder)):
+            return Finding("shared", True, detail)
+        if free >= LOW_SHARED_BYTES:
+            detail = f"not usable: cannot write to {folder}"
+    # Training can do without.
+    return Finding("shared", True, f"{detail}: gym tasks need --env.backend sync")
 
 
 def _memory() -> Finding:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
 import os
 import re
+import resource
 import shlex
 import sys
 from collections.abc import Sequence
@@ -448,7 +450,7 @@ def _is_expected(error: Exception) -> bool:
     from mudreamer_fast.run.guard import NotFiniteError
 
     ours = CheckpointError | EnvError | NonFiniteError | NotFiniteError | StorageError
-    return _out_of_memory(error) or isinstance(error, ours)
+    return _out_of_memory(error) or _no_thread(error) or isinstance(error, ours)
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -461,9 +463,24 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
+def _no_thread(error: Exception) -> bool:
+    """Whether Python was refused a thread, for which it has no exception of its own."""
+    return isinstance(error, RuntimeError) and str(error) == "can't start new thread"
+
+
 def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    text = _said(error)
+    if os.strerror(errno.EMFILE) in text and os.strerror(errno.ENFILE) not in text:
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return f"{text}: {allowed} are allowed: raise the limit (ulimit -n) or lower env.num-envs"
+    if _no_thread(error) or os.strerror(errno.EAGAIN) in text:
+        return f"{text}: raise the limit of processes and threads (ulimit -u)"
+    return text
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = " ".join(str(error).split())
     if _out_of_memory(error) and "out of memory" not in text:  # the GPU's says so itself
         return f"out of memory: {text}" if text else "out of memory"

@@ -57,6 +57,7 @@ _ARRAY = "__npy_file__"
 _KEY = r"[A-Za-z0-9_-]+"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _DISK_FULL = (*_NO_ROOM, errno.EFBIG)
+_REFUSED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _READ_ATTEMPTS = 3
 
 
@@ -66,6 +67,10 @@ class CheckpointError(RuntimeError):
 
 class DiskFullError(CheckpointError):
     """No room for a checkpoint; the one before it is intact."""
+
+
+class RefusedError(CheckpointError):
+    """The system refuses this process what reading takes; the checkpoint itself may be whole."""
 
 
 def save(state: Mapping[str, Any] | Build, folder: str | os.PathLike[str], keep: int = 1) -> None:
@@ -129,10 +134,11 @@ class StagedCheckpoint:
                 self._with_room(write_manifest, folder, KIND, VERSION, entries)
         self._data = None
         # After the commit nothing may fail the save: leftovers go with the next one.
-        kept = [data, *(path for path in _complete(self._folder) if path != data)][:keep]
-        for leftover in self._folder.glob("data-*"):
-            if leftover not in kept:
-                shutil.rmtree(leftover, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            kept = [data, *(path for path in _complete(self._folder) if path != data)][:keep]
+            for leftover in self._folder.glob("data-*"):
+                if leftover not in kept:
+                    shutil.rmtree(leftover, ignore_errors=True)
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:
@@ -225,17 +231,22 @@ def load(folder: str | os.PathLike[str], keys: Collection[str] | None = None) ->
         CheckpointError: no checkpoint there, a file missing, truncated or altered, a tensor that
             is not finite, another version, or a key that the checkpoint lacks; where there are
             several, of the newest.
+        RefusedError: no memory, or too many open files: nothing is passed over for that.
     """
     folder = Path(folder)
     if _number(folder):  # one data folder, by its own name
         return _load_entries(folder.parent, _read_manifest(folder), keys)
     try:
         return _load_current(folder, keys)
+    except RefusedError:
+        raise
     except CheckpointError as error:
         failed = error
     for data in _complete(folder):
         try:
             state = _load_entries(folder, _read_manifest(data), keys)
+        except RefusedError:
+            raise
         except CheckpointError:
             continue
         say(f"warning: {failed}; taking {data.name}\n")
@@ -289,11 +300,14 @@ def _load_entries(
             state[key] = _join(tree, data)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise CheckpointError(f"cannot read the checkpoint in {folder}: {reason}") from error
+        kind = RefusedError if error.errno in _REFUSED else CheckpointError
+        raise kind(f"cannot read the checkpoint in {folder}: {reason}") from error
     except CheckpointError:
         raise
-    except Exception as error:  # whatever a file with a good checksum and bad content leads to
-        raise CheckpointError(
+    except Exception as error:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # PyTorch's
+            raise RefusedError(f"cannot read the checkpoint in {folder}: out of memory") from error
+        raise CheckpointError(  # whatever a file with a good checksum and bad content leads to
             f"damaged checkpoint: {data} holds no state ({type(error).__name__})"
         ) from error
     return state
@@ -353,6 +367,8 @@ def _discard(data: Path | None, folder: Path) -> None:
     (folder / f"{MANIFEST}.tmp").unlink(missing_ok=True)
     try:
         committed = _read_manifest(folder)["data"] == data.name
+    except RefusedError:
+        return  # nobody knows: the next save removes what does not belong
     except CheckpointError:
         committed = False
     if not committed:
@@ -365,9 +381,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"no checkpoint in {folder}") from None
     except OSError as error:
-        raise CheckpointError(
-            f"cannot read {folder / MANIFEST}: {error.strerror or error}"
-        ) from error
+        kind = RefusedError if error.errno in _REFUSED else CheckpointError
+        raise kind(f"cannot read {folder / MANIFEST}: {error.strerror or error}") from error
     except ManifestError as error:
         raise CheckpointError(str(error)) from None
     if not _names_its_own(manifest):

@@ -72,7 +72,11 @@ class DmcEnv:
             os.ftruncate(self._memory, num_envs * 3 * self._size**2)
             self._images = map_images(self._memory, num_envs, self._size)
         for index in range(num_envs):
-            self._workers.append(self._start(index))
+            try:
+                self._workers.append(self._start(index))
+            except OSError as error:
+                self.close()  # the run that saves what it has learned needs the files
+                raise EnvError(f"{self._place(index)} gets no process: {error.strerror}") from None
         sizes = self._read_sizes()
         self.render_profile = sizes.render_profile if self._images is not None else None
         self.action_spec = ActionSpec(sizes.action, continuous=True)

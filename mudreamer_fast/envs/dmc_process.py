@@ -47,19 +47,27 @@ class WorkerProcess:
     Args:
         memory: descriptor of the memory that holds the images of all environments.
         setup: what the worker makes its simulator of.
+
+    Raises:
+        OSError: the system refuses a process, or files.
     """
 
     def __init__(self, memory: int, *setup: Any) -> None:
         self._connection: Connection[Any, Any]
         self._connection, theirs = Pipe()
         descriptors = theirs.fileno(), memory
-        self.process = subprocess.Popen(
-            python_command(_PROGRAM, str(os.getpid()), *map(str, descriptors)),
-            stdin=subprocess.DEVNULL,
-            pass_fds=descriptors,
-            start_new_session=True,
-        )
-        theirs.close()
+        try:
+            self.process = subprocess.Popen(
+                python_command(_PROGRAM, str(os.getpid()), *map(str, descriptors)),
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
+                start_new_session=True,
+            )
+        except OSError:
+            self._connection.close()
+            raise
+        finally:
+            theirs.close()
         self._patience_seconds = START_SECONDS
         self.send(*setup)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
@@ -37,6 +38,8 @@ CLOSE_SECONDS = 5.0
 """How long it may take to end before it is killed."""
 
 _LOG_NOTHING = 100
+_NO_SEMAPHORES = (errno.ENOSPC, errno.ENOENT, errno.EACCES, errno.EROFS, errno.ENOSYS)
+"""What the system answers where multiprocessing's semaphores, in /dev/shm, cannot be made."""
 
 
 class GymProcesses(AsyncVectorEnv):  # type: ignore[misc]
@@ -50,10 +53,17 @@ class GymProcesses(AsyncVectorEnv):  # type: ignore[misc]
         self.processes: list[Any] = []
         self.parent_pipes: list[Any] = []
         try:
-            # not a fork: neither PyTorch's threads nor OpenGL survive one
-            super().__init__(makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP)
+            super().__init__(
+                makers,
+                context="spawn",  # neither PyTorch's threads nor OpenGL survive a fork
+                shared_memory=False,  # /dev/shm may be small: writing to it would be a SIGBUS
+                autoreset_mode=AutoresetMode.NEXT_STEP,
+            )
         except BaseException:
             self.close(terminate=True)
+            for process in filter(_has_begun, self.processes):
+                with contextlib.suppress(ValueError):  # not even force has ended it
+                    process.close()  # gives its files back, which a run that is saved may need
             raise
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
@@ -62,7 +72,7 @@ class GymProcesses(AsyncVectorEnv):  # type: ignore[misc]
             if not terminate:
                 with contextlib.suppress(OSError):
                     pipe.send(("close", None))
-        for process in self.processes:
+        for process in filter(_has_begun, self.processes):
             process.join(0 if terminate else CLOSE_SECONDS)
             process.kill()
             process.join(CLOSE_SECONDS)
@@ -136,8 +146,8 @@ class GymEnv:
         except multiprocessing.TimeoutError:
             self._kill()
             raise EnvError(f"an environment of {self._name} failed: it does not answer") from None
-        except (EOFError, OSError):
-            what = self._what_died()
+        except (EOFError, OSError) as error:
+            what = self._what_is_refused(error) or self._what_died()
             self._kill()
             raise EnvError(what) from None
         except Exception as error:
@@ -146,6 +156,18 @@ class GymEnv:
             raise EnvError(f"{self._name} failed: {said}") from None
         finally:
             gymnasium.logger.min_level = level
+
+    def _what_is_refused(self, error: Exception) -> str:
+        """What the system does not give to processes that are being started; nothing otherwise."""
+        if self._vector is not None or not isinstance(error, OSError) or not error.strerror:
+            return ""
+        if isinstance(error, ConnectionError):
+            return ""
+        where = " in /dev/shm" if error.errno in _NO_SEMAPHORES else ""
+        return (
+            f"the processes of {self._name} are refused: {error.strerror}{where}; "
+            "--env.backend sync does without them"
+        )
 
     def _what_died(self) -> str:
         if self._vector is None:
@@ -224,6 +246,10 @@ class GymEnv:
     def close(self) -> None:
         """Ends environments and workers; a second call does nothing."""
         self._close()
+
+
+def _has_begun(process: Any) -> bool:
+    return process.pid is not None
 
 
 def _end(vector: Any) -> None:

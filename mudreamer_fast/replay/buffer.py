@@ -50,7 +50,7 @@ class ReplayBuffer:
 
     Raises:
         ValueError: an argument is out of range or a field cannot be stored.
-        RuntimeError: the address space cannot be reserved.
+        MemoryError: the address space cannot be reserved.
         StorageError: the folder cannot be used, is in use, or contains other fields or streams.
     """
 

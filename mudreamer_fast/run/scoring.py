@@ -12,6 +12,7 @@ from mudreamer_fast.disk import checkpoint
 from mudreamer_fast.envs import StatefulPolicy, VectorEnv, make_env
 from mudreamer_fast.evaluate import Evaluation, evaluate
 from mudreamer_fast.machine.device import resolve_device, settle_arithmetic
+from mudreamer_fast.machine.handles import raise_handle_limit
 from mudreamer_fast.machine.screen import say
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
 from mudreamer_fast.run import made_with
@@ -109,6 +110,7 @@ def score_run(
         ConfigError: a device that is not there, or a simulator that is not the run's.
         checkpoint.CheckpointError: no checkpoint, or none that can be read.
     """
+    raise_handle_limit(config.env.num_envs)
     chosen = resolve_device(device)
     saved = checkpoint.load(folder, ("agent", "counters"))
     settle_arithmetic(config.train.threads, config.train.tf32)

@@ -228,7 +228,7 @@ class Trainer:
         try:
             self.save()
         except Exception as error:
-            self.reporter.message(f"warning: not saved: {error}")
+            self.reporter.message(f"warning: not saved: {str(error) or type(error).__name__}")
 
     def finish(self, evaluation: Evaluation) -> TrainResult:
         """Writes scores and pictures and prints the table."""

@@ -46,7 +46,8 @@ def test_every_finding_is_one_line(trials: dict[str, tuple[bool, str]]) -> None:
     found = findings()
     assert list(found) == [
         "python", "torch", "replay", "kernels", "compiler", "caches", "opengl", "envpool",
-        "dm_control", "video", "reports", "disk", "locks", "clock", "memory", "handles",
+        "dm_control", "video", "reports", "disk", "locks", "clock", "memory", "shared",
+        "handles",
     ]  # fmt: skip
     assert all("\n" not in finding.line() for finding in found.values())
     assert found["replay"].ok
@@ -119,7 +120,7 @@ def test_what_does_not_import_is_found_and_the_rest_is_looked_at() -> None:
     lines = {line[6:].split()[0]: line for line in done.stdout.splitlines()}
     assert list(lines) == [
         "python", "torch", "replay", "opengl", "envpool", "dm_control", "video", "reports", "disk",
-        "locks", "clock", "memory", "handles",
+        "locks", "clock", "memory", "shared", "handles",
     ]  # fmt: skip
     assert lines["torch"].startswith("FAIL  torch        import of torch halted")
     assert lines["torch"].endswith(": pip install torch")

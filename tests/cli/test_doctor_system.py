@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from mudreamer_fast.cli import doctor
+from mudreamer_fast.machine.handles import LEAST_HANDLES
 
 
 @pytest.fixture(autouse=True)
@@ -84,17 +85,45 @@ def test_a_folder_that_cannot_be_written_to_is_a_failure(
 @pytest.mark.parametrize(
     ("limit", "line"),
     [
-        (1024, "ok    handles      1024 open files"),
-        (doctor.LOW_HANDLES, f"ok    handles      {doctor.LOW_HANDLES} open files"),
-        (32, "FAIL  handles      32 open files: ulimit -n 1024"),
+        (1024, "ok    handles      up to 1024 open files"),
+        (LEAST_HANDLES, f"ok    handles      up to {LEAST_HANDLES} open files"),
+        (
+            32,
+            "FAIL  handles      up to 32 open files, and a run needs 64: ulimit -n 1024",
+        ),
         (resource.RLIM_INFINITY, "ok    handles      any number of open files"),
     ],
 )
 def test_the_limit_of_open_files_is_told(
     limit: int, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit, limit))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (min(16, limit), limit))
     assert doctor._handles().line() == line
+
+
+def test_shared_memory_that_multiprocessing_cannot_use_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type(shutil.disk_usage("."))
+    free = 5 << 20
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(free, 0, free))
+    assert doctor._shared(str(tmp_path)).line() == (
+        f"ok    shared       5.0 MiB free in {tmp_path}"
+    )
+    (tmp_path / "file").touch()
+    assert doctor._shared(f"{tmp_path}/file").line() == (
+        f"ok    shared       not usable: cannot write to {tmp_path}/file: "
+        "gym tasks need --env.backend sync"
+    )
+    free = 1 << 16
+    assert doctor._shared(str(tmp_path)).line() == (
+        f"ok    shared       0.1 MiB free in {tmp_path}: gym tasks need --env.backend sync"
+    )
+    monkeypatch.undo()
+    assert doctor._shared("/no/such/folder").line() == (
+        "ok    shared       not usable: /no/such/folder: No such file or directory: "
+        "gym tasks need --env.backend sync"
+    )
 
 
 def test_caches_that_cannot_be_written_to_are_told_with_their_variables(

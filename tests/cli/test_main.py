@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
+import resource
 import runpy
 import signal
 import subprocess
@@ -25,13 +27,15 @@ from mudreamer_fast.cli.main import main
 from mudreamer_fast.collect import Collector
 from mudreamer_fast.config import PRESETS, Config
 from mudreamer_fast.disk import checkpoint
-from mudreamer_fast.envs import EnvError
+from mudreamer_fast.envs import ArraySpec, EnvError
 from mudreamer_fast.evaluate import VIDEO_SIZE
 from mudreamer_fast.machine.signals import StopSignals
+from mudreamer_fast.replay import ReplayBuffer
 from mudreamer_fast.run import scoring, trainer
 from mudreamer_fast.run.folder import RunFolder, read_config, write_config
 from mudreamer_fast.run.metrics import METRICS_FILE
 from tests import tiny_run
+from tests.limits import few_files, little_memory
 from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -431,19 +435,38 @@ def refuse_memory() -> None:
     raise MemoryError
 
 
+def refuse_thread() -> None:
+    raise RuntimeError("can't start new thread")  # which Python says, of a limit of its own kind
+
+
+def use_up_files() -> None:
+    """As environments do that are being made for an evaluation: they close what they have."""
+    with contextlib.ExitStack() as files:
+        for _ in range(100):
+            files.enter_context(open(os.devnull))
+
+
+def reserve_replay() -> None:
+    fields = {"is_first": ArraySpec((), np.dtype(np.bool_))}
+    ReplayBuffer(fields, capacity_steps=2**30, num_streams=1, seed=0)
+
+
 @pytest.mark.parametrize(
-    ("allocate", "line"),
+    ("take", "line"),
     [
-        (refuse_memory, "error: out of memory"),
-        (lambda: np.empty(2**50), "error: out of memory: Unable to allocate 8.00 PiB"),
-        (lambda: torch.empty(2**50), "error: out of memory: .*tried to allocate 4503599627370496"),
+        (refuse_memory, "out of memory$"),
+        (lambda: np.empty(2**27), r"out of memory: Unable to allocate 1\.00 GiB"),
+        (lambda: torch.empty(2**28), "out of memory: .*tried to allocate 1073741824 bytes"),
+        (reserve_replay, r"out of memory: the system refused 107\d{7} bytes of address space"),
+        (use_up_files, r"/dev/null: Too many open files: \d+ are allowed: raise .*ulimit -n"),
+        (refuse_thread, r"can't start new thread: raise the limit .*ulimit -u"),
     ],
 )
-def test_refused_memory_in_a_run_is_one_line_and_what_was_learned_is_saved(
+def test_what_the_system_refuses_a_run_is_one_line_and_what_was_learned_is_saved(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    allocate: Callable[[], object],
+    take: Callable[[], object],
     line: str,
 ) -> None:
     collect, calls = Collector.collect, 0
@@ -452,19 +475,33 @@ def test_refused_memory_in_a_run_is_one_line_and_what_was_learned_is_saved(
         nonlocal calls
         calls += 1
         if calls > 14:
-            allocate()
+            limits.enter_context(few_files(40))
+            limits.enter_context(little_memory(2**29))
+            take()
         return collect(self, steps)
 
     monkeypatch.setattr(Collector, "collect", fail)
     folder = tmp_path / "run"
     config = tiny_run.config(eval_every_env_steps=0, eval_episodes=1)
-    assert main(["train", *tiny_run.options(config, folder)]) == 2
+    with contextlib.ExitStack() as limits:  # they hold while the run is saved, too
+        assert main(["train", *tiny_run.options(config, folder)]) == 2
     *_, go_on, error = capsys.readouterr().err.splitlines()
     assert go_on == f"ended; go on with: mudreamer-fast train --resume {folder}"
-    assert re.match(line, error)
+    assert re.match(f"error: {line}", error)
     saved = checkpoint.load(folder / "checkpoint")
     assert saved["counters"]["policy_steps"] == 2 * 14
     assert saved["agent"]["updates"] > 0
+
+
+def test_too_few_open_files_are_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (40, 40))
+    assert main(["train", *tiny_run.options(tiny_run.config(), tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: 40 open files are allowed, and a run needs 64: raise the limit (ulimit -n)"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_command_starts_a_run_and_goes_on_with_it(

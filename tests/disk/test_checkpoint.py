@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,8 +23,15 @@ import torch
 
 from mudreamer_fast.disk import arrays, checkpoint
 from mudreamer_fast.disk.arrays import CHUNK_BYTES, MAP_BYTES
-from mudreamer_fast.disk.checkpoint import CheckpointError, DiskFullError, load, save
+from mudreamer_fast.disk.checkpoint import (
+    CheckpointError,
+    DiskFullError,
+    RefusedError,
+    load,
+    save,
+)
 from mudreamer_fast.disk.manifest import read_manifest, write_manifest
+from tests.limits import few_files
 from tests.mutations import ROUNDS, mutate
 
 ROOT = Path(__file__).parents[2]
@@ -338,6 +346,47 @@ def test_disk_that_cannot_be_read_is_one_clear_error(
     with pytest.raises(CheckpointError) as caught:
         load(tmp_path)
     assert str(caught.value) == f"cannot read the checkpoint in {tmp_path}: Input/output error"
+
+
+def no_memory(*arguments: Any, **options: Any) -> None:
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+
+def test_a_checkpoint_is_not_passed_over_for_what_the_system_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(state(1), tmp_path, keep=2)
+    save(state(2), tmp_path, keep=2)
+    with few_files(0), pytest.raises(RefusedError, match="Too many open files"):
+        load(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", no_memory)
+        with pytest.raises(RefusedError, match=f"the checkpoint in {tmp_path}: out of memory"):
+            load(tmp_path)
+        patch.setattr(checkpoint, "_load_current", broken := Mock(side_effect=CheckpointError("x")))
+        with pytest.raises(RefusedError, match="out of memory"):  # of the one before
+            load(tmp_path)
+        assert broken.called
+    assert capsys.readouterr().err == ""
+    assert_same(load(tmp_path), state(2))
+
+
+def test_a_checkpoint_is_not_removed_where_no_file_can_be_opened_to_see_that_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(state(1), tmp_path)
+    write = checkpoint.write_manifest
+
+    def then_refuse(*arguments: Any) -> None:
+        write(*arguments)
+        if arguments[0] == tmp_path:
+            limits.enter_context(few_files(0))
+            os.open(tmp_path, os.O_RDONLY)
+
+    monkeypatch.setattr(checkpoint, "write_manifest", then_refuse)
+    with contextlib.ExitStack() as limits, pytest.raises(CheckpointError, match="Too many open"):
+        save(state(2), tmp_path)
+    assert_same(load(tmp_path), state(2))
 
 
 class Disk:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import multiprocessing.synchronize
 import os
 import signal
 import sys
+from multiprocessing import resource_tracker
 from typing import Any
 
 import gymnasium
@@ -21,6 +25,7 @@ from mudreamer_fast.replay import ReplayBuffer
 from tests.envs import gym_toy
 from tests.envs.gym_toy import LENGTHS, Toy, ending, pixel, reward
 from tests.envs.rollouts import assert_same, random_actions, roll, stacked
+from tests.limits import few_files, open_files
 
 NAME = "gym:tests.envs.gym_toy:Toy"
 
@@ -475,3 +480,38 @@ def test_a_function_is_named_so_that_others_find_it_or_know_that_they_cannot() -
         make_env(config, 1, 0, env=3)  # type: ignore[arg-type]
     with pytest.raises(AttributeError, match="has no attribute 'make_envs'"):
         mudreamer_fast.make_envs  # noqa: B018
+
+
+def test_processes_that_are_refused_files_are_one_line_and_leave_none_open() -> None:
+    resource_tracker.ensure_running()  # it stays open for the processes of all tests
+    before = open_files()
+    for spare in (0, 30):
+        with few_files(spare), pytest.raises(EnvError, match="Too many open files") as caught:
+            toy(20, backend="async")
+        assert str(caught.value) == (
+            f"the processes of {NAME} are refused: Too many open files; "
+            "--env.backend sync does without them"
+        )
+        assert len(open_files() - before) < 8, "what one process was being given, no more"
+        del caught
+        gc.collect()
+        assert open_files() == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOENT, errno.EACCES])
+def test_shared_memory_that_is_full_missing_or_closed_is_one_line(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refused:
+        SEM_VALUE_MAX = 1
+
+        def __init__(self, *arguments: Any) -> None:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(multiprocessing.synchronize._multiprocessing, "SemLock", Refused)  # type: ignore[attr-defined]
+    with pytest.raises(EnvError) as caught:
+        toy(2, backend="async")
+    assert str(caught.value) == (
+        f"the processes of {NAME} are refused: {os.strerror(number)} in /dev/shm; "
+        "--env.backend sync does without them"
+    )

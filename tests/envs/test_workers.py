@@ -19,6 +19,7 @@ from mudreamer_fast.envs import EnvError, dmc_env, dmc_process
 from mudreamer_fast.envs.dmc_env import DmcEnv
 from mudreamer_fast.envs.dmc_worker import _Worker
 from tests.envs.rollouts import random_actions
+from tests.limits import few_files, open_files
 from tests.patience import PATIENCE_SECONDS
 
 CONFIG = EnvConfig("dmc/cartpole_balance", "vector", backend="dm_control", render_profile="flat")
@@ -224,3 +225,23 @@ def test_what_a_terminal_sends_to_a_whole_job_leaves_the_workers_at_work() -> No
             os.kill(int(workers[1]), number)
         said: Any = parent.communicate("go on\n", timeout=PATIENCE_SECONDS)[0].splitlines()
     assert said == [f"{sorted(map(int, numbers))} 0 False", "0 0"]
+
+
+@pytest.mark.parametrize(
+    ("spare", "said"),
+    [
+        (0, "Too many open files"),  # the memory of the images
+        (2, "environment 0 of dmc/cartpole_balance gets no process: Too many open files"),
+        (4, "environment 0 of dmc/cartpole_balance gets no process: Too many open files"),
+        (9, r"environment [1-9] of dmc/cartpole_balance gets no process: Too many open files"),
+    ],
+)
+def test_workers_that_get_no_files_are_one_line_and_leave_none_open(
+    spare: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dmc_process, "python_command", lambda *_: ["sleep", "1000"])
+    monkeypatch.setattr(dmc_process, "CLOSE_SECONDS", 0.05)
+    before = open_files()
+    with few_files(spare), pytest.raises((EnvError, OSError), match=said) as caught:
+        DmcEnv(CONFIG, 20, seed=0)
+    assert open_files() == before, caught  # which has kept all that the constructor held

@@ -172,5 +172,5 @@ def test_dtypes_that_the_storage_does_not_know_are_refused(steps, dtype):
 
 
 def test_an_impossible_capacity_is_refused_with_its_size(steps):
-    with pytest.raises(RuntimeError, match=r"refused .* bytes of address space"):
+    with pytest.raises(MemoryError, match=r"refused .* bytes of address space"):
         ReplayBuffer(steps.fields, 2**50, 1, seed=0)

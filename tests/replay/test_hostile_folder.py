@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 from mudreamer_fast.disk.manifest import ManifestError, read_manifest, write_manifest
-from mudreamer_fast.replay import ReplayBuffer, StorageError
+from mudreamer_fast.replay import ReplayBuffer, StorageError, storage
+from tests.limits import few_files
 from tests.mutations import ROUNDS
 
 HOSTILE: list[Any] = [
@@ -266,3 +268,21 @@ def test_segments_that_are_cut_at_any_moment_do_not_end_the_process(steps, folde
         cut.join()
         replay._end()
         files[0].write_bytes(content)
+
+
+def test_segments_are_not_given_up_because_no_file_can_be_opened(steps, folder, monkeypatch):
+    read = storage.read_manifest
+
+    def then_refuse(*arguments):
+        entries = read(*arguments)
+        limits.enter_context(few_files(0))
+        return entries
+
+    with contextlib.ExitStack() as limits, monkeypatch.context() as patch:
+        patch.setattr(storage, "read_manifest", then_refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            open_folder(steps, folder)
+    replay = open_folder(steps, folder)
+    assert replay.problems() == []
+    assert len(replay) == 3 * 60
+    replay.close()
