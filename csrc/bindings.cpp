@@ -11,12 +11,14 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -336,17 +338,17 @@ class PyReplayStore {
 
   std::size_t step_bytes() const { return store_.step_bytes(); }
 
-  std::optional<SegmentPart> write_segment(std::uint64_t step, const std::string& path) {
+  std::optional<SegmentPart> write_segment(std::uint64_t step, const std::filesystem::path& path) {
     const Unlocked unlocked;
     return store_.write_segment(step, path);
   }
 
-  void map_segment(std::uint64_t step, const std::string& path) {
+  void map_segment(std::uint64_t step, const std::filesystem::path& path) {
     const Unlocked unlocked;
     store_.map_segment(step, path);
   }
 
-  void load_segment(const SegmentPart& part, const std::string& path, bool mark_first) {
+  void load_segment(const SegmentPart& part, const std::filesystem::path& path, bool mark_first) {
     const Unlocked unlocked;
     store_.load_segment(part, path, mark_first);
   }
@@ -534,9 +536,18 @@ void bind_queue(py::module_& module) {
       .def("close", &PyBatchQueue::close);
 }
 
+// A file's name need not be UTF-8, which the text of a Python exception would otherwise have to be.
+void set_error(PyObject* kind, const char* text) {
+  const auto decoded = py::reinterpret_steal<py::object>(PyUnicode_DecodeFSDefault(text));
+  if (decoded) PyErr_SetObject(kind, decoded.ptr());
+}
+
 void translate(std::exception_ptr error) {
   try {
     if (error) std::rethrow_exception(error);
+  } catch (const replay::FileError& failed) {
+    set_error(py::module_::import("mudreamer_fast._replay").attr("StorageError").ptr(),
+              failed.what());
   } catch (const std::system_error& refused) {
     errno = refused.code().value();
     PyErr_SetFromErrno(PyExc_OSError);
@@ -548,7 +559,7 @@ void translate(std::exception_ptr error) {
 PYBIND11_MODULE(_replay, module) {
   module.doc() = "Storage and sampling of replayed steps; use mudreamer_fast.replay.";
   py::register_exception<replay::NonFiniteError>(module, "NonFiniteError", PyExc_ValueError);
-  py::register_exception<replay::FileError>(module, "StorageError", PyExc_RuntimeError);
+  py::exception<replay::FileError>(module, "StorageError", PyExc_RuntimeError);  // see translate()
   py::register_exception_translator(&translate);
   bind_structs(module);
   bind_store(module);

@@ -286,3 +286,16 @@ def test_segments_are_not_given_up_because_no_file_can_be_opened(steps, folder, 
     assert replay.problems() == []
     assert len(replay) == 3 * 60
     replay.close()
+
+
+def test_a_folder_whose_name_is_no_text_is_used_and_named(steps, tmp_path):
+    folder = tmp_path / os.fsdecode(b"replay\xff")
+    replay = open_folder(steps, folder)
+    steps.fill(replay, 0, 60)
+    replay.close()
+    os.truncate(folder / "segment-00000002.bin", 9)
+    replay = open_folder(steps, folder)
+    (problem,) = replay.problems()
+    assert problem.startswith(f"{folder}/segment-00000002.bin: has 9 bytes")
+    check_right_steps(replay, steps)
+    replay.close()
