@@ -165,7 +165,7 @@ def verdict(stretches: list[Stretch], full_env_steps: int) -> dict[str, Any]:
         "kills": sum(one.ended_by == "SIGKILL" for one in stretches),
         "steps_lost": [one.steps_lost for one in stretches[1:]],
         "memory_growth": full[-1] / full[0] - 1 if len(full) > 1 else None,
-        "last_rate_to_first": rates[-1] / rates[0] if len(rates) > 1 else None,
+        "last_rate_to_first": rates[-1] / rates[0] if len(rates) > 1 and rates[0] else None,
         "ended_by_itself": ended,
     }
     for name in ("files", "threads", "processes"):
@@ -205,6 +205,7 @@ def main(words: list[str] | None = None) -> int:
         *(sys.executable, "-m", "mudreamer_fast.cli.main", "train"),
         *(*train, "--resume-or-start", str(folder)),
     ]
+    folder.parent.mkdir(parents=True, exist_ok=True)
     begun, moments = time.monotonic(), random.Random(options.seed)
     end = begun + 60 * options.minutes
     stretches: list[Stretch] = []

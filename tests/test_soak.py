@@ -49,6 +49,12 @@ def test_memory_counts_from_when_the_replay_is_full() -> None:
     assert verdict([*filling, full[0]], 120_000)["memory_growth"] is None
 
 
+def test_a_soak_that_takes_no_step_at_first_has_no_rate_to_compare_with() -> None:
+    found = verdict([stretch(0, rate, 2e9, "SIGKILL") for rate in (0.0, 100.0)], 10**9)
+    assert found["last_rate_to_first"] is None
+    assert "last_rate_to_first" in found["not_long_enough_for"]
+
+
 def test_a_process_is_looked_at() -> None:
     assert os.getpid() in family(os.getpid())
     found = look(os.getpid(), 1.0, 2)
