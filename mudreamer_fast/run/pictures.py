@@ -87,7 +87,8 @@ def plot_runs(
         if not points:
             known = sorted({key for row in rows for key in row if "/" in key})
             raise ValueError(f"{metrics} has no {metric}; it has {', '.join(known) or 'nothing'}")
-        axes.plot(*zip(*points, strict=True), label=name)
+        text = os.fsencode(name).decode(errors="replace")  # a folder's name need not be text
+        axes.plot(*zip(*points, strict=True), label=text)
     axes.set_xlabel("environment steps")
     axes.set_ylabel(metric)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))

@@ -323,7 +323,7 @@ def test_evaluate_repeats_the_runs_own_score_and_films_it(
 def test_plot_draws_the_runs_that_it_is_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "walk"
+    folder = tmp_path / os.fsdecode(b"walk\xff")
     folder.mkdir()
     write_config(PRESETS["quick"][1], RunFolder(folder).config)
     lines = [f'{{"env_steps": {step}, "evaluation/score": {2 * step}}}\n' for step in range(3)]
@@ -331,6 +331,7 @@ def test_plot_draws_the_runs_that_it_is_given(
     picture = tmp_path / "runs.png"
     assert main(["plot", str(folder), "--out", str(picture)]) == 0
     assert capsys.readouterr().out == f"{picture}\n"
+    assert main(["plot", str(folder), "--out", str(folder / "runs.png")]) == 0
     assert Image.open(picture).size[0] > 100
     assert main(["plot", str(folder), "--metric", "no/such", "--out", str(picture)]) == 2
     assert "no/such" in capsys.readouterr().err
