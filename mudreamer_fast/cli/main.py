@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those after the program's name; None takes the process's.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words or os.environ.get("MUDREAMER_DEBUG") == "1"
     words = [word for word in words if word != "--debug"]

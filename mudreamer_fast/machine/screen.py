@@ -24,8 +24,10 @@ def say(text: str, stream: TextIO | None = None) -> None:
     target = sys.stderr if stream is None else stream
     if target is None:  # the program was started without one
         return
+    encoding = target.encoding or "utf-8"
     try:
-        target.write(text)
+        # a file's name need not be text, nor the stream able to show all that is
+        target.write(text.encode(encoding, "backslashreplace").decode(encoding))
         target.flush()
     except OSError as error:
         if error.errno in _GONE:

@@ -332,6 +332,7 @@ def test_plot_draws_the_runs_that_it_is_given(
     assert main(["plot", str(folder), "--out", str(picture)]) == 0
     assert capsys.readouterr().out == f"{picture}\n"
     assert main(["plot", str(folder), "--out", str(folder / "runs.png")]) == 0
+    assert capsys.readouterr().out.endswith("walk\\udcff/runs.png\n")
     assert Image.open(picture).size[0] > 100
     assert main(["plot", str(folder), "--metric", "no/such", "--out", str(picture)]) == 2
     assert "no/such" in capsys.readouterr().err

@@ -55,3 +55,9 @@ def test_a_full_disk_loses_the_line_and_keeps_the_stream() -> None:
         say("lost\n", full)
         assert os.fstat(full.fileno()).st_rdev == os.stat("/dev/full").st_rdev
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # for the flush at its end
+
+
+def test_what_a_stream_cannot_show_is_shown_escaped() -> None:
+    plain = io.TextIOWrapper(io.BytesIO(), "ascii")
+    say("über/\udcff\n", plain)
+    assert plain.buffer.getvalue() == b"\\xfcber/\\udcff\n"  # type: ignore[attr-defined]
