@@ -458,9 +458,9 @@ def test_agents_on_either_backend_learn_alike(action: str, gradient: str) -> Non
     assert_backends_learn_alike(50 if torch.cuda.is_available() else 3, action, gradient)
 
 
-def test_agents_on_either_backend_learn_alike_over_fifty_updates() -> None:
+def test_agents_on_either_backend_learn_alike_over_twenty_updates() -> None:
     assert_backends_learn_alike(
-        50, "continuous", "dynamics", tiny.FEWEST, horizon=1, rows=2, steps=2
+        20, "continuous", "dynamics", tiny.FEWEST, horizon=1, rows=2, steps=2
     )
 
 

@@ -203,3 +203,16 @@ def test_random_policy_draws_every_action_alike(spec: ActionSpec) -> None:
     else:
         assert (actions.sum(-1) == 1).all()
         np.testing.assert_allclose(actions.mean((0, 1)), 1 / 3, atol=0.05)
+
+
+def test_what_an_environment_refuses_of_finite_actions_is_its_own_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(action: Any) -> Any:
+        raise ValueError("not today")
+
+    env = tiny()
+    monkeypatch.setattr(env, "step", refuse)
+    collector = Collector(env, Recorder(), random_policy(env.action_spec, 3, 0))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="^not today$"):
+        collector.collect(2)

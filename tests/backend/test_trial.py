@@ -6,8 +6,11 @@ a run with `backend auto` does.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import io
 import json
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +22,12 @@ import torch
 
 from mudreamer_fast import reference
 from mudreamer_fast.agent import Agent
-from mudreamer_fast.backend import load, trial
+from mudreamer_fast.backend import load, trial, verdicts
 from mudreamer_fast.backend.selfcheck import SMALL, Agreement, Sizes
 from mudreamer_fast.backend.trial import Verdict, try_ops
 from mudreamer_fast.backend.verdicts import keep, question, recall
 from mudreamer_fast.config import Config
+from mudreamer_fast.disk.manifest import read_manifest, write_manifest
 from mudreamer_fast.train import train
 from tests import tiny, tiny_run
 
@@ -144,6 +148,24 @@ def test_what_is_left_when_the_time_is_up_is_not_begun(monkeypatch: pytest.Monke
     assert found.trouble == "not begun, as the others took -1 s"
 
 
+def test_process_that_no_signal_ends_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck:
+        def kill(self) -> None:
+            pass
+
+        def wait(self, timeout: float) -> int:
+            raise subprocess.TimeoutExpired("check", timeout)
+
+    stuck: Any = Stuck()
+    assert not trial._end(stuck)
+    assert trial._how_it_ended(stuck, io.BytesIO()) == "its process hung up"
+    end = trial._end
+    monkeypatch.setattr(trial, "_end", lambda process: not end(process))
+    monkeypatch.setattr(trial, "_PROGRAM", "raise OSError('no driver')")
+    found = try_ops("a", "b", CPU, ["mlp", "lambda_return"], FEW)
+    assert {one.trouble for one in found} == {"OSError: no driver, and no signal ends its process"}
+
+
 def made_agent(config: Config) -> Agent:
     return Agent(config, {"vector": tiny.VECTOR}, tiny.CONTINUOUS, CPU)
 
@@ -175,6 +197,34 @@ def test_verdicts_are_kept(asked: dict[str, Any]) -> None:
 def test_verdicts_are_for_one_card_and_version_and_size(asked: dict[str, Any], change: str) -> None:
     keep(asked, [GOOD])
     assert recall(asked | {change: "another"}) == {}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"question": {}},
+        {"verdicts": {"mlp": {"trouble": "", "uses": [{"op": 3}]}}},
+        {"verdicts": {"mlp": {"trouble": "", "uses": [{"error": "small"}]}}},
+    ],
+)
+def test_verdicts_of_another_kind_are_not_taken(
+    asked: dict[str, Any], entries: dict[str, Any]
+) -> None:
+    keep(asked, [GOOD])
+    folder = verdicts._folder(asked)
+    whole = read_manifest(folder, verdicts.KIND, verdicts.VERSION)
+    for verdict in entries.get("verdicts", {}).values():
+        verdict["uses"] = [dataclasses.asdict(GOOD.uses[0]) | use for use in verdict["uses"]]
+    write_manifest(folder, verdicts.KIND, verdicts.VERSION, whole | entries)
+    assert recall(asked) == {}
+
+
+def test_a_question_needs_sources_and_does_without_triton(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ModuleNotFoundError, match="no module named no_such_module"):
+        question("no_such_module", reference.__name__, CPU, SMALL)
+    assert verdicts._version("no-such-package") == ""
 
 
 def test_sources_and_sizes_are_part_of_the_question(asked: dict[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.cli import predict
 from mudreamer_fast.cli.predict import Prediction, Work, count
+from mudreamer_fast.envs import ArraySpec
 from tests import tiny
 
 
@@ -24,6 +26,15 @@ def test_count_leaves_the_agent_alone_and_grows_with_the_rollout() -> None:
     assert two.operations > one.operations
     after = agent.world_model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_decoder_is_counted() -> None:
+    spec = {"image": ArraySpec((3, 64, 64), np.dtype(np.uint8))}
+    plain, decoding = (
+        Agent(tiny.config(model={"decoder": decoder}), spec, tiny.CONTINUOUS, torch.device("cpu"))
+        for decoder in (False, True)
+    )
+    assert count(decoding).flops > 1.1 * count(plain).flops
 
 
 def test_prediction_adds_products_and_beginnings() -> None:

@@ -12,7 +12,7 @@ from dm_control.composer.observation import observable
 class Push(composer.Task):
     """A box to push along a rail; its colour and size are drawn for every episode."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounded: bool = True) -> None:
         self._arena = composer.Arena()
         world = self._arena.mjcf_model.worldbody
         self._camera = world.add("camera", name="front", pos=[0, -2, 1], xyaxes=[1, 0, 0, 0, 1, 2])
@@ -20,7 +20,8 @@ class Push(composer.Task):
         self._rail = box.add("joint", type="slide", axis=[1, 0, 0], name="rail")
         self._geom = box.add("geom", type="box", size=[0.2] * 3, mass=1)
         motors = self._arena.mjcf_model.actuator
-        motors.add("motor", joint=self._rail, ctrlrange=[-2, 6], ctrllimited=True)
+        bounds = {"ctrlrange": [-2, 6], "ctrllimited": True} if bounded else {}
+        motors.add("motor", joint=self._rail, **bounds)
         self._shown = {
             "place": observable.MJCFFeature("qpos", self._rail),
             "picture": observable.MJCFCamera(self._camera, height=8, width=8),
@@ -60,3 +61,11 @@ def push_by_anything(**options: Any) -> Any:
 
 def push_without_a_seed(strength: float = 1.0) -> Any:
     return push(0)
+
+
+def push_without_bounds(random_state: Any) -> Any:
+    return composer.Environment(Push(bounded=False), random_state=random_state)
+
+
+def no_environment(seed: Any) -> int:
+    return 3

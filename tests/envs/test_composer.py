@@ -60,3 +60,13 @@ def test_a_function_that_takes_no_seed_is_refused_in_one_line() -> None:
     )
     with pytest.raises(ConfigError, match=message):
         simulator("push_without_a_seed")
+
+
+def test_actions_without_bounds_are_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError, match="takes actions without bounds: give its motors a ctrlra"):
+        simulator("push_without_bounds")
+
+
+def test_what_is_no_environment_of_dm_controls_is_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError, match="must make an environment of dm_control"):
+        simulator("no_environment")

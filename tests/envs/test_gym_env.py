@@ -515,3 +515,11 @@ def test_shared_memory_that_is_full_missing_or_closed_is_one_line(
         f"the processes of {NAME} are refused: {os.strerror(number)} in /dev/shm; "
         "--env.backend sync does without them"
     )
+
+
+def test_what_a_function_says_of_settings_is_kept() -> None:
+    def refuse() -> Any:
+        raise ConfigError("no map of this name")
+
+    with pytest.raises(ConfigError, match="^no map of this name$"):
+        make_env(EnvConfig(), 1, 0, env=refuse)

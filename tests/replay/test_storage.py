@@ -426,6 +426,10 @@ def test_a_folder_that_fails_while_it_is_read_is_let_go_of(
         patch.setattr(storage, "read_manifest", fail)
         with pytest.raises(StorageError, match=r"cannot read .*: Input/output error"):
             open_replay()
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.Storage, "recover", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            open_replay()
     open_replay().close()
 
 

@@ -83,9 +83,17 @@ def test_an_exported_agent_acts_as_it_did_and_its_card_says_what_it_is(
 def test_a_run_that_was_not_evaluated_says_so(run_folder: Path, tmp_path: Path) -> None:
     export_run(run_folder, tmp_path / "agent")
     assert "It has not been evaluated." in (tmp_path / "agent" / "README.md").read_text()
+    RunFolder(run_folder).result.write_text("{")
+    with pytest.raises(CheckpointError, match=r"result\.json of the run is not JSON"):
+        export_run(run_folder, tmp_path / "third")
     with pytest.raises(CheckpointError, match=r"no checkpoint in .*best"):
         export_run(run_folder, tmp_path / "other", "best")
     assert not (tmp_path / "other").exists()
+
+
+def test_weights_that_cannot_be_written_are_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"cannot write {tmp_path}"):
+        save_weights({"behaviour": {"x": torch.ones(1)}}, tmp_path)
 
 
 def test_missing_safetensors_are_told_in_one_line(

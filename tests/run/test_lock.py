@@ -44,8 +44,9 @@ def test_a_folder_has_one_owner_and_the_other_is_told_which(tmp_path: Path) -> N
             RunLock(folder)
         other.kill()
         other.wait(PATIENCE_SECONDS)
-        with RunLock(folder):  # a dead owner holds nothing
-            pass
+        with RunLock(folder) as lock:  # a dead owner holds nothing
+            (folder / LOCK_FILE).unlink()
+            assert lock._owner() == ""  # nor one whose file is gone
 
 
 def test_a_folder_that_stays_empty_goes_again(tmp_path: Path) -> None:

@@ -114,3 +114,7 @@ def test_a_run_refuses_another_simulator_at_resume_and_evaluation(
     assert json.loads(path.read_text()) == content
     assert main(["evaluate", str(folder), "--allow-other-simulator"]) == 0
     assert "warning: the run was made with envpool 0.1" in capsys.readouterr().err
+
+
+def test_a_library_that_is_not_there_has_no_version() -> None:
+    assert set(made_with._versions(("numpy", "no-such-package"))) == {"numpy"}
