@@ -214,5 +214,5 @@ def test_what_an_environment_refuses_of_finite_actions_is_its_own_word(
     env = tiny()
     monkeypatch.setattr(env, "step", refuse)
     collector = Collector(env, Recorder(), random_policy(env.action_spec, 3, 0))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="^not today$"):
+    with pytest.raises(ValueError, match=r"^not today$"):
         collector.collect(2)

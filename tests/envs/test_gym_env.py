@@ -521,5 +521,5 @@ def test_what_a_function_says_of_settings_is_kept() -> None:
     def refuse() -> Any:
         raise ConfigError("no map of this name")
 
-    with pytest.raises(ConfigError, match="^no map of this name$"):
+    with pytest.raises(ConfigError, match=r"^no map of this name$"):
         make_env(EnvConfig(), 1, 0, env=refuse)
