@@ -117,7 +117,8 @@ def test_a_row_that_does_not_fit_is_found() -> None:
     assert refused([fits]) == []
     for change in ({"dynamic_shared": 101_377}, {"reg": 129}, {"warps": 32}):
         assert refused([fits | change]) == [fits | change]
-    assert spilling([{"stack": 8, "local": 0}]) == [{"stack": 8, "local": 0}]
+    spilled = {"stack": SET_ASIDE + 8, "local": 0}
+    assert spilling([spilled, {"stack": SET_ASIDE, "local": 0}]) == [spilled]
 
 
 def refused(rows: Rows) -> Rows:
