@@ -455,7 +455,7 @@ def assert_backends_learn_alike(
 )
 def test_agents_on_either_backend_learn_alike(action: str, gradient: str) -> None:
     # The interpreter takes seconds for an update of this size.
-    assert_backends_learn_alike(50 if torch.cuda.is_available() else 3, action, gradient)
+    assert_backends_learn_alike(50 if torch.cuda.is_available() else 2, action, gradient)
 
 
 def test_agents_on_either_backend_learn_alike_over_twenty_updates() -> None:
