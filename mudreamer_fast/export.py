@@ -133,10 +133,12 @@ def export_onnx(
             f"ONNX files need {' and '.join(missing)}, which are not installed: "
             "pip install 'mudreamer-fast[export]'"
         )
+    program = export_policy(agent, choice)
+    (inputs,), _ = program.example_inputs
     torch.onnx.export(
-        export_policy(agent, choice),
+        program,
         f=os.fspath(path),
-        input_names=list(PolicyStep(agent).example_inputs(choice)),
+        input_names=list(inputs),
         output_names=[f"next_{name}" for name in OUTPUTS],
         dynamo=True,
         external_data=False,
