@@ -12,7 +12,6 @@ Run under the allocator of a training run:
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -37,7 +36,7 @@ from mudreamer_fast.networks.layers import RunningStatistics
 from mudreamer_fast.optim import ClippedAdam
 from mudreamer_fast.run.guard import FiniteGuard
 
-THREADS = int(os.environ.get("MUDREAMER_BENCH_THREADS", "2"))
+pytestmark = pytest.mark.usefixtures("cpu_threads")
 ROUNDS = sized(40, 20, 1)
 UPDATES = sized(50, 10, 1)
 CONFIG = (
@@ -90,14 +89,6 @@ def without_guards() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    yield
-    torch.set_num_threads(before)
-
-
 def make_agent() -> Agent:
     """Of the same weights and draws each time."""
     torch.manual_seed(0)
@@ -142,4 +133,4 @@ def bench_guards(benchmark: BenchmarkFixture) -> None:
         "with guards": partial(guarded, with_guards),
     }
     take_turns(benchmark, contenders, "without guards", ROUNDS, ("updates/s", UPDATES))
-    benchmark.extra_info |= surroundings() | {"threads": THREADS}
+    benchmark.extra_info |= surroundings() | {"threads": torch.get_num_threads()}

@@ -9,10 +9,9 @@ takes, no more.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -30,18 +29,10 @@ from mudreamer_fast.envs import ActionSpec, ArraySpec
 from mudreamer_fast.imagination import imagine
 from mudreamer_fast.ops.signatures import State
 
-THREADS = int(os.environ.get("MUDREAMER_BENCH_THREADS", "2"))
+pytestmark = pytest.mark.usefixtures("cpu_threads")
 ROUNDS = sized(3, 3, 1)
 ACTIONS = 6
 CONFIG = replace(SHORT_CONFIG if SHORT else Config(), train=TrainConfig(backend="reference"))
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +128,7 @@ def bench_update(benchmark: BenchmarkFixture, agent: Agent, batch: dict[str, np.
     timer.seconds.clear()
     benchmark.pedantic(one_round, rounds=ROUNDS)
     benchmark.extra_info |= {
-        "threads": THREADS,
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "seconds": {
             name: {"median": statistics.median(v), "min": min(v), "max": max(v)}
@@ -145,7 +136,7 @@ def bench_update(benchmark: BenchmarkFixture, agent: Agent, batch: dict[str, np.
         },
     }
     width = max(map(len, timer.seconds))
-    print(f"\nsize S, batch 16x64, horizon 15, float32, {THREADS} threads: seconds")
+    print(f"\nsize S, batch 16x64, horizon 15, float32, {torch.get_num_threads()} threads: seconds")
     for name, values in timer.seconds.items():
         low, middle, high = min(values), statistics.median(values), max(values)
         print(f"  {name:{width}}  {middle:6.2f}  ({low:.2f} to {high:.2f})")
