@@ -8,8 +8,10 @@ TORCH_VERSION := 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 # Processes that share the Python tests; each takes about 1 GB.
 TEST_JOBS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
-# Python compiles what is imported; compiling everything in advance takes a minute.
+# Python compiles what is imported, and keeps it whatever the shell says: each program that a test
+# starts would compile torch anew. Compiling everything in advance takes a minute.
 PIP_INSTALL := python -m pip install --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 STAMP := $(VENV)/.setup-done
 EXTENSION_SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp)
