@@ -79,10 +79,11 @@ cmake --build $(1)
 $$(setarch -R true 2>/dev/null && echo setarch -R) ctest --test-dir $(1) --output-on-failure
 endef
 
-# Done again when the dependencies or the extension change.
+# Done again when the dependencies or the extension change. The pip that Python 3.10 brings searches
+# for versions that fit together for longer than anyone waits; a newer one finds them at once.
 $(STAMP): pyproject.toml $(EXTENSION_SOURCES)
 	@$(require_system)
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	test -x $(VENV)/bin/python || { $(PYTHON) -m venv $(VENV) && $(PIP_INSTALL) --upgrade pip; }
 	$(install_torch)
 	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
