@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -38,6 +39,24 @@ def places(text: str) -> list[str]:
     return [path for path in found if path.startswith(OURS) and "RUN" not in path]
 
 
+def gpu_tests() -> dict[tuple[str, str], str]:
+    """The first line of every test that is marked `gpu`, itself or with one of its arguments."""
+    found = {}
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        lines, tree = file.read_text().splitlines(), ast.parse(file.read_text())
+        marked = {"pytest.mark.gpu"}
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and "pytest.mark.gpu" in ast.unparse(node.value):
+                marked |= {ast.unparse(target) for target in node.targets}
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                words = " ".join(ast.unparse(each) for each in node.decorator_list)
+                if any(re.search(rf"\b{re.escape(mark)}\b", words) for mark in marked):
+                    body = node.body[ast.get_docstring(node) is not None :]
+                    place = str(file.relative_to(ROOT)), node.name
+                    found[place] = lines[body[0].lineno - 1].strip()
+    return found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_points_to_is_there(page: Path) -> None:
     text = page.read_text()
@@ -45,6 +64,12 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
     missing += [path for path in places(text) if not (ROOT / path).exists()]
     missing += [path for path in programs(text) if not (ROOT / f"{path}.py").exists()]
     assert missing == []
+
+
+def test_every_test_that_only_a_gpu_runs_is_listed_with_its_first_line() -> None:
+    text = (ROOT / "bench/GPU_TODO.md").read_text()
+    rows = re.findall(r"^\| `(tests/[\w/.]+)` `(test_\w+)` \| `([^`]+)` \|", text, re.MULTILINE)
+    assert {(path, name): line for path, name, line in rows} == gpu_tests()
 
 
 def test_code_on_the_page_about_python_is_taken_from_the_examples() -> None:
