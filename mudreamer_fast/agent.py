@@ -22,6 +22,7 @@ from mudreamer_fast.config import (
     Config,
     ModelConfig,
 )
+from mudreamer_fast.disk.checkpoint import fitting
 from mudreamer_fast.envs.vector_env import ActionSpec, ArraySpec
 from mudreamer_fast.imagination import imagine
 from mudreamer_fast.machine.device import resolve_device
@@ -134,7 +135,8 @@ class Agent:
         train = dataclasses.replace(stored.config.train, backend=backend, cuda_graph="auto")
         config = dataclasses.replace(stored.config, train=train)
         agent = cls(config, stored.observation_spec, stored.action_spec, chosen)
-        agent.load_state_dict(agent.state_dict() | stored.agent)
+        with fitting(path):
+            agent.load_state_dict(agent.state_dict() | stored.agent)
         return agent
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -270,6 +270,48 @@ def test_steps_since_the_checkpoint_are_there_after_a_crash(tmp_path: Path) -> N
         step(resumed, 5)
 
 
+MISFITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "a counter of another version": (lambda s: s["counters"].update(laps=3), "laps"),
+    "a counter that is no number": (
+        lambda s: s["counters"].update(policy_steps="40"), "policy_steps must be of type int, got"
+    ),
+    "no weights of the actor and critic": (lambda s: s["agent"].pop("behaviour"), "it lacks 'beh"),
+    "a weight of another shape": (
+        lambda s: s["agent"]["world_model"].update({"rssm.input.weight": torch.zeros(3, 2)}),
+        r"size mismatch for rssm\.input\.weight",
+    ),
+    "a weight that is no tensor": (
+        lambda s: s["agent"]["world_model"].update({"rssm.input.weight": 3}), "rssm.input.weight"
+    ),
+    "moments of other parameters": (
+        lambda s: s["agent"]["optimisers"].update(world_model=s["agent"]["optimisers"]["actor"]),
+        "parameter group",
+    ),
+    "no generators": (lambda s: s.pop("generators"), "it lacks 'generators'"),
+    "a replay without steps": (lambda s: s["replay"].pop("fields"), "fields"),
+}  # fmt: skip
+"""What is no damage, as all checksums are right, and yet no state of this run; and its error."""
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_line_and_stays_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with start(tiny_run.config(), folder) as run:
+        step(run, 12)
+        run.save()
+    for name, (spoil, told) in MISFITS.items():
+        state = checkpoint.load(folder / "checkpoint")
+        spoil(state)
+        spoilt = tmp_path / name
+        shutil.copytree(folder, spoilt, ignore=shutil.ignore_patterns("checkpoint"))
+        checkpoint.save(state, spoilt / "checkpoint")
+        manifest = (spoilt / "checkpoint" / "manifest.json").read_bytes()
+        with pytest.raises(checkpoint.CheckpointError, match=told) as error:
+            train(tiny_run.config(), spoilt, resume=True)
+        assert "does not fit this run or this version" in str(error.value), name
+        assert "\n" not in str(error.value), name
+        assert (spoilt / "checkpoint" / "manifest.json").read_bytes() == manifest
+
+
 def test_a_damaged_replay_is_told_and_the_run_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -316,7 +316,11 @@ def _plot(words: list[str]) -> int:
 
     from mudreamer_fast.run.pictures import plot_runs
 
-    runs = {folder.root.resolve().name: folder.root / METRICS_FILE for folder in folders}
+    names = [folder.root.resolve().name for folder in folders]
+    runs = {
+        name if names.count(name) == 1 else str(folder.root): folder.root / METRICS_FILE
+        for name, folder in zip(names, folders, strict=True)
+    }
     try:
         print(plot_runs(runs, command.metric, command.out))
     except ValueError as error:

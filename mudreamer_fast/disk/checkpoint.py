@@ -58,6 +58,8 @@ _KEY = r"[A-Za-z0-9_-]+"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _DISK_FULL = (*_NO_ROOM, errno.EFBIG)
 _REFUSED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_NO_MEMORY = "can't allocate memory"
+"""Of PyTorch's error, which is a plain RuntimeError on a CPU."""
 _READ_ATTEMPTS = 3
 
 
@@ -254,6 +256,24 @@ def load(folder: str | os.PathLike[str], keys: Collection[str] | None = None) ->
     raise failed
 
 
+@contextlib.contextmanager
+def fitting(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what goes wrong while a program takes over what it loaded from `folder` into one line.
+
+    Raises:
+        CheckpointError: something is missing, or of another kind or shape than expected.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or _NO_MEMORY in str(error):
+            raise
+        found = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise CheckpointError(
+            f"the checkpoint in {folder} does not fit this run or this version: {found}"
+        ) from error
+
+
 def exists(folder: str | os.PathLike[str]) -> bool:
     """Whether a checkpoint was ever completed in `folder`."""
     return (Path(folder) / MANIFEST).is_file()
@@ -305,7 +325,7 @@ def _load_entries(
     except CheckpointError:
         raise
     except Exception as error:
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # PyTorch's
+        if isinstance(error, MemoryError) or _NO_MEMORY in str(error):
             raise RefusedError(f"cannot read the checkpoint in {folder}: out of memory") from error
         raise CheckpointError(  # whatever a file with a good checksum and bad content leads to
             f"damaged checkpoint: {data} holds no state ({type(error).__name__})"

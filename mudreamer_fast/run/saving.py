@@ -17,7 +17,7 @@ from mudreamer_fast.replay import ReplayBuffer, StorageError
 from mudreamer_fast.replay.prefetch import Prefetcher
 from mudreamer_fast.run.folder import RunFolder, read_config
 from mudreamer_fast.run.history import History
-from mudreamer_fast.run.pace import Pace
+from mudreamer_fast.run.pace import Counters, Pace
 from mudreamer_fast.run.reporter import Reporter
 
 
@@ -79,22 +79,44 @@ def check_unfinished(folder: RunFolder, pace: Pace) -> None:
         )
 
 
+def counters_of(saved: Mapping[str, Any], folder: RunFolder) -> Counters:
+    """Where the run of a checkpoint stood; at the beginning without one.
+
+    Raises:
+        checkpoint.CheckpointError: it counts something else, or otherwise.
+    """
+    if not saved:
+        return Counters()
+    with checkpoint.fitting(folder.checkpoint):
+        counters = Counters(**saved["counters"])
+        for name, value in vars(Counters()).items():
+            if not isinstance(found := getattr(counters, name), type(value)):
+                raise TypeError(f"{name} must be of type {type(value).__name__}, got {found!r}")
+    return counters
+
+
 def restore(
     saved: Mapping[str, Any],
+    folder: RunFolder,
     agent: Agent,
     replay: ReplayBuffer,
     batches: Prefetcher,
     history: History | None,
 ) -> None:
-    """Bring a run's parts into the state that `Saver.save` saved."""
-    agent.load_state_dict(saved["agent"])
-    if "replay" in saved and not len(replay):
-        replay.load_state_dict(saved["replay"])
-    if "batches" in saved:
-        batches.resume(saved["batches"], saved.get("history", {}).get("batches"))
-    if history is not None:
-        history.load_state_dict(saved["history"], agent.acting)
-    restore_generator_states(saved["generators"])
+    """Bring a run's parts into the state that `Saver.save` saved.
+
+    Raises:
+        checkpoint.CheckpointError: it is the state of other parts.
+    """
+    with checkpoint.fitting(folder.checkpoint):
+        agent.load_state_dict(saved["agent"])
+        if "replay" in saved and not len(replay):
+            replay.load_state_dict(saved["replay"])
+        if "batches" in saved:
+            batches.resume(saved["batches"], saved.get("history", {}).get("batches"))
+        if history is not None:
+            history.load_state_dict(saved["history"], agent.acting)
+        restore_generator_states(saved["generators"])
 
 
 class Saver:

@@ -120,7 +120,8 @@ def score_run(
         if made_in is not None:
             made_with.check(made_in, env, allow_other_simulator)
         agent = Agent(config, env.observation_spec, env.action_spec, chosen)
-        agent.load_state_dict(saved["agent"])
+        with checkpoint.fitting(folder):
+            agent.load_state_dict(saved["agent"])
         return agent_policy(agent, eval_policy, policy_seed(seed))(env)
 
     evaluation = score(

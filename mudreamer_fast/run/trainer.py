@@ -30,7 +30,7 @@ from mudreamer_fast.run.folder import RunFolder, write_config
 from mudreamer_fast.run.history import check_exact_resume, open_history
 from mudreamer_fast.run.lessons import Lessons
 from mudreamer_fast.run.lock import RunLock
-from mudreamer_fast.run.pace import Counters, Pace, check_that_updates_come
+from mudreamer_fast.run.pace import Pace, check_that_updates_come
 from mudreamer_fast.run.replay import can_learn, close_replay, open_replay
 from mudreamer_fast.run.reporter import Reporter, Standing
 from mudreamer_fast.run.results import TrainResult, present
@@ -50,7 +50,7 @@ class Trainer:
         try:
             self._open.enter_context(RunLock(run_dir))
             config, saved = saving.read_saved(self.folder, config, resume)
-            self.counters = Counters(**saved["counters"]) if resume else Counters()
+            self.counters = saving.counters_of(saved, self.folder)
             self.counters.resumes += resume and not config.train.exact_resume
             self.pace = Pace(config, self.counters)
             if resume:
@@ -74,7 +74,8 @@ class Trainer:
             self.collector = self._make_collector()
             self._history = open_history(config, self.env, self.collector, self.batches)
             if resume:
-                saving.restore(saved, self.agent, self.replay, self.batches, self._history)
+                taken_up = self.agent, self.replay, self.batches, self._history
+                saving.restore(saved, self.folder, *taken_up)
             self.learner = self._make_learner(device)  # copies the weights that are there now
             self._open.callback(self.learner.close)
             learning = self.agent.updates or can_learn(config, self.replay)

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from mudreamer_fast.envs import ArraySpec, EnvError
 from mudreamer_fast.evaluate import VIDEO_SIZE
 from mudreamer_fast.machine.signals import StopSignals
 from mudreamer_fast.replay import ReplayBuffer
-from mudreamer_fast.run import scoring, trainer
+from mudreamer_fast.run import pictures, scoring, trainer
 from mudreamer_fast.run.folder import RunFolder, read_config, write_config
 from mudreamer_fast.run.metrics import METRICS_FILE
 from tests import tiny_run
@@ -321,7 +322,7 @@ def test_evaluate_repeats_the_runs_own_score_and_films_it(
 
 
 def test_plot_draws_the_runs_that_it_is_given(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / os.fsdecode(b"walk\xff")
     folder.mkdir()
@@ -334,6 +335,14 @@ def test_plot_draws_the_runs_that_it_is_given(
     assert main(["plot", str(folder), "--out", str(folder / "runs.png")]) == 0
     assert capsys.readouterr().out.endswith("walk\\udcff/runs.png\n")
     assert Image.open(picture).size[0] > 100
+    twin = tmp_path / "other" / folder.name
+    shutil.copytree(folder, twin)
+    named: dict[str, Path] = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "plot_runs", lambda runs, *_: named.update(runs))
+        assert main(["plot", str(folder), str(twin), "--out", str(picture)]) == 0
+    assert named == {str(run): run / METRICS_FILE for run in (folder, twin)}
+    capsys.readouterr()
     assert main(["plot", str(folder), "--metric", "no/such", "--out", str(picture)]) == 2
     assert "no/such" in capsys.readouterr().err
     assert main(["plot"]) == 2
