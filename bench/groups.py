@@ -1,9 +1,10 @@
 """Groups of runs side by side: returns and spread as they learn, and what a probe read at the end.
 
-    python -m bench.groups NAME=RUN... --probe FILE --out PNG
+    python -m bench.groups NAME=RUN... --probe FILE... --out PNG
 
-Runs of one NAME form a group and share a colour. Each RUN is a folder with `metrics.jsonl`; FILE is
-what `python -m bench.probe` wrote of the same runs, named alike.
+Runs of one NAME form a group and share a colour. Each RUN is a folder with `metrics.jsonl`; a FILE
+is what `python -m bench.probe` wrote of the same runs, named alike. Several files must have probed
+the same frames: what they tell of the same run has to be the same.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Options:
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """NAME=RUN each: the group, and the run's folder."""
-    probe: Path
-    """JSON of `bench.probe` on all of them."""
+    probe: tuple[Path, ...]
+    """JSON of `bench.probe` on all of them, in one file or several."""
     out: Path
     """PNG to write."""
 
@@ -65,6 +66,20 @@ def grouped(runs: Sequence[str]) -> dict[str, list[Path]]:
     if not groups:
         raise GroupsError("name at least one run, as NAME=RUN")
     return groups
+
+
+def probed_runs(files: Sequence[Path]) -> dict[str, Any]:
+    """What was probed, by run.
+
+    Raises:
+        GroupsError: two files tell something else of the same run.
+    """
+    probed: dict[str, Any] = {}
+    for file in files:
+        for name, found in json.loads(file.read_text())["runs"].items():
+            if probed.setdefault(name, found) != found:
+                raise GroupsError(f"{file} has other values of {name} than the files before it")
+    return probed
 
 
 def curve(run: Path, metric: str) -> tuple[list[float], list[float]]:
@@ -128,10 +143,11 @@ def main() -> int:
     options = tyro.cli(Options, prog="python -m bench.groups", description=__doc__)
     try:
         groups = grouped(options.runs)
-        probed = json.loads(options.probe.read_text())["runs"]
+        probed = probed_runs(options.probe)
         missing = [str(run) for runs in groups.values() for run in runs if str(run) not in probed]
         if missing:
-            raise GroupsError(f"{options.probe} has nothing of {', '.join(missing)}")
+            files = ", ".join(map(str, options.probe))
+            raise GroupsError(f"{files} has nothing of {', '.join(missing)}")
         figure = draw(groups, probed)
     except (GroupsError, OSError, ValueError) as error:
         print(error, file=sys.stderr)

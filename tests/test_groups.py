@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.groups import CURVES, KINDS, PROBED, GroupsError, curve, draw, grouped, main
+from bench.groups import CURVES, KINDS, PROBED, GroupsError, curve, draw, grouped, main, probed_runs
 from mudreamer_fast.run.metrics import METRICS_FILE
 
 
@@ -53,6 +53,17 @@ def test_every_run_has_a_line_in_each_panel_and_every_group_a_name(
     assert [len(axes.lines) for axes in figure.axes[len(CURVES) :]] == [3 * len(KINDS)] * len(
         PROBED
     )
+
+
+def test_what_several_probes_tell_is_put_together_where_they_agree(
+    probed: Path, tmp_path: Path
+) -> None:
+    others = {"untrained": json.loads(probed.read_text())["runs"]["untrained"], "c": 1}
+    (other := tmp_path / "other.json").write_text(json.dumps({"runs": others}))
+    assert probed_runs([probed, other]) == probed_runs([probed]) | {"c": 1}
+    other.write_text(json.dumps({"runs": {"untrained": 2}}))
+    with pytest.raises(GroupsError, match=f"{other} has other values of untrained than"):
+        probed_runs([probed, other])
 
 
 @pytest.mark.parametrize(("named", "message"), [([], "at least one"), (["runs/a"], "NAME=RUN")])
