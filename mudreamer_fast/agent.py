@@ -31,7 +31,7 @@ from mudreamer_fast.machine.seeds import SeedUse, derived_seed
 from mudreamer_fast.networks.encoder import embed_size
 from mudreamer_fast.ops.distributions import entropy_range
 from mudreamer_fast.optim import ClippedAdam, move_average
-from mudreamer_fast.run.stored import read_stored
+from mudreamer_fast.run.stored import StoredAgent, read_stored
 from mudreamer_fast.world_model import WorldModel
 
 
@@ -130,12 +130,16 @@ class Agent:
             ConfigError: no run there, or a device that is not there.
             checkpoint.CheckpointError: no checkpoint there, or none that can be read.
         """
+        return cls.of(read_stored(path, checkpoint), device, backend)
+
+    @classmethod
+    def of(cls, stored: StoredAgent, device: str = "auto", backend: BackendName = "auto") -> Agent:
+        """The agent that was read from disk; the rest is as for `load`."""
         chosen = resolve_device(device)
-        stored = read_stored(path, checkpoint)
         train = dataclasses.replace(stored.config.train, backend=backend, cuda_graph="auto")
         config = dataclasses.replace(stored.config, train=train)
         agent = cls(config, stored.observation_spec, stored.action_spec, chosen)
-        with fitting(path):
+        with fitting(stored.folder):
             agent.load_state_dict(agent.state_dict() | stored.agent)
         return agent
 

@@ -40,7 +40,7 @@ from mudreamer_fast.run.evaluator import Evaluator
 from mudreamer_fast.run.folder import read_config
 from mudreamer_fast.run.guard import BAD_UPDATES, NotFiniteError
 from mudreamer_fast.run.metrics import read_lines
-from mudreamer_fast.run.scoring import score_run
+from mudreamer_fast.run.scoring import score_agent
 from mudreamer_fast.run.trainer import Trainer
 from mudreamer_fast.train import train
 from mudreamer_fast.world_model import WorldModel
@@ -194,11 +194,10 @@ def test_evaluation_samples_the_policy_or_takes_its_mode_as_asked(tmp_path: Path
         scores[policy] = result.evaluation.scores
         facts = json.loads((tmp_path / policy / "result.json").read_text())
         assert (facts["eval_policy"], facts["scores"]) == (policy, scores[policy])
-        config = read_config(tmp_path / policy / "config.json")
-        for other in ("sample", "mode"):
-            saved = tmp_path / policy / "checkpoint"
-            again, _ = score_run(config, saved, None, None, other, "cpu", False)
-            assert (again.scores == scores[policy]) == (other == policy)
+        agent = Agent.load(tmp_path / policy, "cpu")
+        assert score_agent(agent).scores == scores[policy]
+        other = score_agent(agent, eval_policy="mode" if policy == "sample" else "sample")
+        assert other.scores != scores[policy]
     assert scores["sample"] != scores["mode"]
 
 

@@ -105,10 +105,10 @@ class CheckEnvCommand:
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """Score a checkpoint of a run."""
+    """Score the agent of a run, or one that was exported."""
 
     run: tyro.conf.Positional[Path]
-    """Run folder."""
+    """Run folder, one of its checkpoints, or the folder of an exported agent."""
     episodes: int | None = None
     """Episodes to play; None takes the run's eval_episodes."""
     video: Path | None = None
@@ -262,36 +262,31 @@ def _evaluate(words: list[str]) -> int:
     if command.seed is not None and command.seed < 0:
         raise ConfigError(f"seed must not be negative, got {command.seed}")
 
+    from mudreamer_fast.agent import Agent
     from mudreamer_fast.run.pictures import check_video_path
     from mudreamer_fast.run.results import score_table, write_film
-    from mudreamer_fast.run.scoring import score_run
+    from mudreamer_fast.run.scoring import score_agent
+    from mudreamer_fast.run.stored import read_stored
 
     if command.video is not None:
         try:
             check_video_path(command.video)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-    folder = RunFolder(command.run)
-    config = read_config(folder.config)
-    # How it was trained does not matter here; where it was may have had what this machine lacks.
-    train = dataclasses.replace(config.train, backend=command.backend, cuda_graph="auto")
-    config = dataclasses.replace(config, train=train)
-    film = command.video is not None
-    eval_policy = command.policy or config.train.eval_policy
-    evaluation, random_scores = score_run(
-        config,
-        folder.best if command.checkpoint == "best" else folder.checkpoint,
+    stored = read_stored(command.run, command.checkpoint)
+    eval_policy = command.policy or stored.config.train.eval_policy
+    evaluation = score_agent(
+        Agent.of(stored, command.device, command.backend),
         command.episodes,
         command.seed,
         eval_policy,
-        command.device,
-        film,
-        folder.made_with,
+        command.video is not None,
+        RunFolder(stored.folder).made_with,
         command.allow_other_simulator,
     )
-    print(score_table(evaluation.scores, random_scores, eval_policy))
+    print(score_table(evaluation.scores, stored.random_scores, eval_policy))
     if command.video is not None:
-        for path in write_film(evaluation, command.video, None, config.env):
+        for path in write_film(evaluation, command.video, None, stored.config.env):
             print(f"  {path}")
     return 0
 

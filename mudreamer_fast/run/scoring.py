@@ -7,11 +7,10 @@ from pathlib import Path
 
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.collect import random_policy
-from mudreamer_fast.config import ActionChoice, Config, EnvConfig
-from mudreamer_fast.disk import checkpoint
+from mudreamer_fast.config import ActionChoice, ConfigError, EnvConfig
 from mudreamer_fast.envs import StatefulPolicy, VectorEnv, make_env
 from mudreamer_fast.evaluate import Evaluation, evaluate
-from mudreamer_fast.machine.device import resolve_device, settle_arithmetic
+from mudreamer_fast.machine.device import settle_arithmetic
 from mudreamer_fast.machine.handles import raise_handle_limit
 from mudreamer_fast.machine.screen import say
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
@@ -79,52 +78,46 @@ def score(
         env.close()
 
 
-def score_run(
-    config: Config,
-    folder: Path,
-    episodes: int | None,
-    seed: int | None,
-    eval_policy: ActionChoice,
-    device: str,
-    film: bool,
+def score_agent(
+    agent: Agent,
+    episodes: int | None = None,
+    seed: int | None = None,
+    eval_policy: ActionChoice | None = None,
+    film: bool = False,
     made_in: Path | None = None,
     allow_other_simulator: bool = False,
-) -> tuple[Evaluation, list[float]]:
-    """Scores a checkpoint of a run.
+) -> Evaluation:
+    """Scores an agent on its own task.
 
     Args:
-        config: the run's.
-        folder: of its checkpoints.
+        agent: as its run left it.
         episodes: number of episodes; None takes the run's.
         seed: stands in for the run's; None plays the episodes of its own evaluations.
-        eval_policy: whether actions are sampled or the most likely ones.
-        device: to act on.
+        eval_policy: whether actions are sampled or the most likely ones; None takes the run's.
         film: keep the pictures of the first episode.
         made_in: file that says what the run was made with; None asks nothing.
         allow_other_simulator: whether another simulator will do.
 
-    Returns:
-        The agent's scores, and the random policy's that the run measured.
-
     Raises:
-        ConfigError: a device that is not there, or a simulator that is not the run's.
-        checkpoint.CheckpointError: no checkpoint, or none that can be read.
+        ConfigError: a simulator that is not the run's, or a task that is another one here.
     """
+    config = agent.config
     raise_handle_limit(config.env.num_envs)
-    chosen = resolve_device(device)
-    saved = checkpoint.load(folder, ("agent", "counters"))
     settle_arithmetic(config.train.threads, config.train.tf32)
     seed = config.train.seed if seed is None else seed
+    choice = eval_policy or config.train.eval_policy
 
     def make(env: VectorEnv) -> StatefulPolicy:
         if made_in is not None:
             made_with.check(made_in, env, allow_other_simulator)
-        agent = Agent(config, env.observation_spec, env.action_spec, chosen)
-        with checkpoint.fitting(folder):
-            agent.load_state_dict(saved["agent"])
-        return agent_policy(agent, eval_policy, policy_seed(seed))(env)
+        here = env.observation_spec, env.action_spec
+        if here != (agent.observation_spec, agent.action_spec):
+            raise ConfigError(
+                f"{config.env.task} shows and takes {here} here, "
+                f"and the agent was made for {(agent.observation_spec, agent.action_spec)}"
+            )
+        return agent_policy(agent, choice, policy_seed(seed))(env)
 
-    evaluation = score(
+    return score(
         config.env, make, episodes or config.train.eval_episodes, evaluation_seed(seed), film
     )
-    return evaluation, saved["counters"]["random_scores"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ class StoredAgent:
     """What one environment takes."""
     agent: dict[str, Any]
     """What `Agent.state_dict` gave; of an exported agent, the weights alone."""
+    folder: Path
+    """Of its run, or of the exported agent."""
+    random_scores: list[float]
+    """Returns of the random policy, as the run measured them; empty where it did not."""
 
 
 def read_stored(
@@ -54,16 +59,25 @@ def read_stored(
     config = read_config(run.config)
     state: dict[str, Any]
     if run.root == path and run.weights.exists():
-        state = {**load_weights(run.weights)}
+        state, random_scores = {**load_weights(run.weights)}, _random_scores(run.result)
     else:
         if run.root == path:
             path = run.best if which == "best" else run.checkpoint
-        state = checkpoint.load(path, ("agent",))["agent"]
+        saved = checkpoint.load(path, ("agent", "counters"))
+        state, random_scores = saved["agent"], saved["counters"]["random_scores"]
     try:
         specs = _specs(config, state)
     except KeyError as missing:
         raise checkpoint.CheckpointError(f"{path} holds no agent: it lacks {missing}") from None
-    return StoredAgent(config, *specs, state)
+    return StoredAgent(config, *specs, state, run.root, random_scores)
+
+
+def _random_scores(result: Path) -> list[float]:
+    """Those in the `result.json` beside an exported agent, if its run was finished."""
+    try:
+        return [float(score) for score in json.loads(result.read_text())["random_scores"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _specs(config: Config, state: Mapping[str, Any]) -> tuple[dict[str, ArraySpec], ActionSpec]:

@@ -58,6 +58,13 @@ def test_an_exported_agent_acts_as_it_did_and_its_card_says_what_it_is(
     actions = [one.policy(2)(observation(SEEN), first) for one in (agent, exported)]
     np.testing.assert_array_equal(*actions)
 
+    scores = []
+    for place in (run_folder, folder):
+        assert main(["evaluate", str(place), "--episodes", "3"]) == 0
+        scores.append([line.split() for line in capsys.readouterr().out.splitlines()])
+    assert scores[0][1] == scores[1][1]
+    assert scores[1][2][:3] == ["random", "policy", "2.0"]
+
     card = (folder / "README.md").read_text()
     assert "| task | `dmc/walker_walk` |" in card
     assert "| sees | image 3 x 64 x 64, vector 3 |" in card
