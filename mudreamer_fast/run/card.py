@@ -94,7 +94,8 @@ def card(
         f"{name} {' x '.join(map(str, spec.shape))}"
         for name, spec in agent.observation_spec.items()
     )
-    kind = "numbers in [-1, 1]" if agent.action_spec.continuous else "choices, one at a time"
+    number = "number" if agent.action_spec.size == 1 else "numbers"
+    kind = f"{number} in [-1, 1]" if agent.action_spec.continuous else "choices, one at a time"
     parameters = sum(agent.parameter_counts().values())
     versions = {**made_with.get("simulator", {}), **made_with.get("libraries", {})}
     facts = {

@@ -51,6 +51,7 @@ def test_an_exported_agent_acts_as_it_did_and_its_card_says_what_it_is(
         "README.md",
     }  # fmt: skip
 
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     agent, exported = Agent.load(run_folder, "cpu"), Agent.load(folder, "cpu")
     for part in Agent.LEARNED:
         assert same(exported.state_dict()[part], agent.state_dict()[part])
