@@ -18,6 +18,7 @@ from mudreamer_fast.config import ConfigError
 from mudreamer_fast.disk import checkpoint
 from mudreamer_fast.run.folder import RunFolder, write_config
 from tests import tiny, tiny_run
+from tests.simulators import needs
 from tests.tiny_env import TinyEnv
 from tests.tolerances import REORDERED, assert_close
 
@@ -225,6 +226,7 @@ def test_tool_refuses_episodes_that_cannot_be_split(episodes: int, tmp_path: Pat
         tool.Options((tmp_path,), tmp_path, episodes=episodes)
 
 
+@needs("dm_control")
 def test_dimension_names_are_the_simulators() -> None:
     names = tool.dimension_names(tiny_run.config(env={"task": "dmc/cartpole_swingup"}).env)
     assert names == [f"position[{i}]" for i in range(3)] + [f"velocity[{i}]" for i in range(2)]

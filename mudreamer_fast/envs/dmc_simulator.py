@@ -70,7 +70,7 @@ class DmcSimulator:
             self.render_profile = graphics.prepare(config.render_profile)
         else:
             self.render_profile = graphics.video_profile(config.render_profile)
-            if not graphics.try_to_load_egl():
+            if not graphics.can_render():
                 os.environ["MUJOCO_GL"] = "disable"  # vectors need none, but dm_control looks
         self._name = config.task
         self._smallest_reward = 0.0

@@ -136,6 +136,15 @@ def _announce_light_profile(renderer: str) -> None:
     log.warning("rendering in software (%s): taking the light render profile", renderer)
 
 
+def can_render() -> bool:
+    """Whether a device draws images; without one, an environment can still give vectors."""
+    try:
+        renderer_name()
+    except EnvError:
+        return False
+    return True
+
+
 @functools.cache
 def renderer_name() -> str:
     """What draws the images, such as "llvmpipe (LLVM 15.0.6, 256 bits)".

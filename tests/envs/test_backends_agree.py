@@ -9,6 +9,9 @@ from mudreamer_fast.config import EnvConfig
 from mudreamer_fast.envs.envpool_env import EnvPoolEnv
 from mudreamer_fast.envs.tasks import PAPERS_TASKS, TASKS
 from tests.envs.parity import EPISODE_STEPS, Shown, play_both
+from tests.simulators import needs
+
+pytestmark = needs("envpool", "dm_control")
 
 VECTOR_ROUNDING = 2.0**-23
 """The states agree to 1e-15, so that their float32 may lie one rounding apart."""

@@ -16,6 +16,9 @@ from mudreamer_fast.envs.dmc_env import DmcEnv
 from mudreamer_fast.envs.dmc_simulator import DmcSimulator
 from tests.envs.rollouts import assert_same, make, random_actions, roll, stacked
 from tests.patience import PATIENCE_SECONDS
+from tests.simulators import needs
+
+pytestmark = needs("dm_control")
 
 BALANCE = EnvConfig(task="dmc/cartpole_balance", observation="vector", action_repeat=3)
 

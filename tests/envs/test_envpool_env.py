@@ -10,6 +10,9 @@ import pytest
 from mudreamer_fast.envs import EnvError, graphics
 from mudreamer_fast.envs.vector_env import MAX_RENDER_SIZE
 from tests.envs.rollouts import assert_same, make, random_actions, roll, stacked
+from tests.simulators import needs
+
+pytestmark = needs("envpool")
 
 
 def raw_envpool(name: str, num_envs: int, seed: int) -> Any:

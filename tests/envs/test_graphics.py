@@ -14,6 +14,7 @@ import pytest
 
 from mudreamer_fast.config import ConfigError
 from mudreamer_fast.envs import EnvError, graphics
+from tests.simulators import EACH, needs
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -152,15 +153,16 @@ def test_a_libegl_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         graphics.renderer_name()
 
 
-def test_a_machine_without_drivers_gets_one_line_instead_of_an_abort() -> None:
-    program = """
+@pytest.mark.parametrize("backend", EACH)
+def test_a_machine_without_drivers_gets_one_line_instead_of_an_abort(backend: str) -> None:
+    program = f"""
 from mudreamer_fast.config import EnvConfig
 from mudreamer_fast.envs import EnvError, make_env
 try:
-    make_env(EnvConfig(task="dmc/cartpole_balance"), 1, 0)
+    make_env(EnvConfig("dmc/cartpole_balance", backend={backend!r}), 1, 0)
 except EnvError as error:
     print(error)
-env = make_env(EnvConfig(task="dmc/cartpole_balance", observation="vector"), 1, 0)
+env = make_env(EnvConfig("dmc/cartpole_balance", "vector", backend={backend!r}), 1, 0)
 print(env.reset().observation["vector"].shape)
 try:
     env.render()
@@ -171,12 +173,13 @@ except EnvError as error:
     done = run_python(program, __EGL_VENDOR_LIBRARY_FILENAMES="/nowhere.json")
     assert done.returncode == 0, done.stderr
     first, shape, last = done.stdout.splitlines()
-    assert first == last
-    assert "no EGL device can render" in first
+    reason = "no EGL device can render"
+    assert first[first.index(reason) :] == last[last.index(reason) :]
     assert "libgl1-mesa-dri" in first
     assert shape == "(1, 5)"
 
 
+@needs("envpool")
 def test_an_earlier_import_of_envpool_does_not_break_rendering() -> None:
     program = """
 import envpool

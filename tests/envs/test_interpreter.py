@@ -11,6 +11,7 @@ import mudreamer_fast
 from mudreamer_fast.cli import doctor
 from mudreamer_fast.envs.interpreter import python_command
 from tests.envs.rollouts import make
+from tests.simulators import needs
 
 SHADOWS = ("__future__", "dataclasses", "json", "numpy", "signal", "threading", "mudreamer_fast")
 
@@ -37,6 +38,7 @@ def test_a_new_interpreter_runs_nothing_of_the_current_folder(trap: Path) -> Non
     assert not trap.exists()
 
 
+@needs("dm_control")
 def test_workers_of_dm_control_run_nothing_of_the_current_folder(trap: Path) -> None:
     env = make("cartpole_balance", backend="dm_control")
     env.reset()

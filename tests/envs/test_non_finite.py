@@ -8,6 +8,7 @@ import pytest
 from mudreamer_fast.envs import EnvError
 from mudreamer_fast.envs.vector_env import find_non_finite
 from tests.envs.rollouts import make, random_actions
+from tests.simulators import needs
 
 
 def test_find_non_finite_names_the_first_that_is_not() -> None:
@@ -18,6 +19,7 @@ def test_find_non_finite_names_the_first_that_is_not() -> None:
     assert find_non_finite(0, vector) == "number 1 of its observation is nan"
 
 
+@needs("envpool")
 @pytest.mark.parametrize("observation", ["vector", "pixels"])
 @pytest.mark.parametrize(
     ("place", "value", "words"),

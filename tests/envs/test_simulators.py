@@ -14,10 +14,11 @@ from mudreamer_fast.envs.dmc_env import DmcEnv
 from mudreamer_fast.envs.envpool_env import EnvPoolEnv
 from mudreamer_fast.envs.vector_env import MAX_SEED
 from tests.envs.rollouts import assert_same, make, random_actions, roll, stacked
+from tests.simulators import EACH
 
 BACKENDS = {"envpool": EnvPoolEnv, "dm_control": DmcEnv}
 
-pytestmark = pytest.mark.parametrize("backend", BACKENDS)
+pytestmark = pytest.mark.parametrize("backend", EACH)
 
 
 @pytest.mark.parametrize("repeat", [1, 2, 3])

@@ -12,6 +12,7 @@ from mudreamer_fast.envs.dmc_simulator import DmcSimulator
 from mudreamer_fast.envs.graphics import try_to_load_egl
 from mudreamer_fast.envs.tasks import EPISODE_SIMULATOR_STEPS, PAPERS_TASKS, TASKS, find_task
 from tests.envs.rollouts import make
+from tests.simulators import EACH, needs
 
 
 def test_the_papers_twenty_are_tasks() -> None:
@@ -20,6 +21,7 @@ def test_the_papers_twenty_are_tasks() -> None:
     assert all(TASKS[name].in_envpool for name in PAPERS_TASKS)
 
 
+@needs("dm_control")
 def test_tasks_are_as_dm_control_has_them() -> None:
     try_to_load_egl()
     os.environ.setdefault("MUJOCO_GL", "egl")
@@ -40,7 +42,7 @@ def test_tasks_are_as_dm_control_has_them() -> None:
         assert simulator.vector().shape == (simulator.vector_size,), task
 
 
-@pytest.mark.parametrize("backend", ["envpool", "dm_control"])
+@pytest.mark.parametrize("backend", EACH)
 @pytest.mark.parametrize(
     ("name", "smallest"), [("cheetah_run", 0.25), ("walker_run", 0.25), ("walker_walk", 0.7)]
 )
@@ -74,6 +76,7 @@ def test_a_sparse_task_keeps_the_rewards_that_are_large_enough(
         assert {kept > 0 for whole, kept in pairs if whole} == {True, False}
 
 
+@needs("envpool")
 def test_a_sparse_task_judges_every_simulator_step() -> None:
     twice, once = (
         make("cheetah_run_sparse", 1, 3, action_repeat=repeat, backend="envpool")
@@ -87,6 +90,7 @@ def test_a_sparse_task_judges_every_simulator_step() -> None:
         np.testing.assert_allclose(once.step(action).reward + once.step(action).reward, whole)
 
 
+@needs("envpool", "dm_control")
 def test_a_task_that_envpool_plays_otherwise_goes_to_dm_control() -> None:
     env = make("point_mass_easy", 1, 0)
     assert type(env).__name__ == "EnvPoolEnv"
@@ -97,6 +101,7 @@ def test_a_task_that_envpool_plays_otherwise_goes_to_dm_control() -> None:
         make("humanoid_walk", backend="envpool")
 
 
+@needs("envpool")
 @pytest.mark.parametrize("name", PAPERS_TASKS)
 def test_every_task_is_made_by_envpool_with_dm_controls_vector(name: str) -> None:
     sizes = {

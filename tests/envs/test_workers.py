@@ -21,6 +21,9 @@ from mudreamer_fast.envs.dmc_worker import _Worker
 from tests.envs.rollouts import random_actions
 from tests.limits import few_files, open_files
 from tests.patience import PATIENCE_SECONDS
+from tests.simulators import needs
+
+pytestmark = needs("dm_control")
 
 CONFIG = EnvConfig("dmc/cartpole_balance", "vector", backend="dm_control", render_profile="flat")
 ROOT = Path(__file__).parents[2]

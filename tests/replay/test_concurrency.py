@@ -166,7 +166,11 @@ def run_program(*parts: str, **values: object) -> None:
     values["root"] = str(Path(__file__).parents[2])
     program = "".join(parts).format(**values)
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_SECONDS
+        # Python warns of a fork beside threads, which is what is tried here.
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
     )
     assert (done.returncode, done.stderr) == (0, "")
 

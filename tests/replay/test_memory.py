@@ -10,6 +10,8 @@ import numpy as np
 from mudreamer_fast.replay import ReplayBuffer
 
 MEBIBYTE = 2**20
+COUNTED_LATE = MEBIBYTE // 4
+"""Linux counts the pages of a process in batches."""
 
 
 def resident_bytes() -> int:
@@ -34,7 +36,7 @@ def test_a_million_pixel_steps_cost_nothing_until_they_come(steps):
     for _ in range(500):
         replay.add(step)
     grown = resident_bytes() - before
-    assert replay.nbytes < grown < replay.nbytes + 4 * MEBIBYTE
+    assert replay.nbytes - COUNTED_LATE < grown < replay.nbytes + 4 * MEBIBYTE
 
 
 def test_memory_stays_flat_over_three_wraps(steps):
