@@ -13,6 +13,9 @@ import pytest
 from mudreamer_fast.envs import EnvError
 from tests.envs.rollouts import make, random_actions
 from tests.patience import PATIENCE_SECONDS
+from tests.simulators import needs
+
+pytestmark = needs("envpool")
 
 PROGRAM = """
 import multiprocessing, sys
@@ -32,7 +35,6 @@ print(child.exitcode)
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_triton_can_be_imported_after_a_picture_was_drawn_in_a_child(method: str) -> None:
-    pytest.importorskip("envpool")
     pytest.importorskip("triton")
     # in a new interpreter: this one may have imported Triton, and a fork would have it too
     done = subprocess.run(
@@ -45,7 +47,6 @@ def test_triton_can_be_imported_after_a_picture_was_drawn_in_a_child(method: str
 
 
 def test_an_environment_of_the_parent_is_refused_in_a_fork() -> None:
-    pytest.importorskip("envpool")
     env = make("cartpole_balance", 2, backend="envpool")
     actions = random_actions(env, 1)
     env.reset()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytest.importorskip("dm_control")
-
 from mudreamer_fast.config import ConfigError, EnvConfig
 from mudreamer_fast.envs.dmc_simulator import DmcSimulator
+from tests.simulators import needs
+
+pytestmark = needs("dm_control")
 
 TOY = "dmc:tests.envs.composer_toy:"
 

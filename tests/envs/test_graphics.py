@@ -192,10 +192,9 @@ print(env.reset().observation["image"].std() > 10)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
-@pytest.mark.parametrize("backend", ["envpool", "dm_control"])
+@pytest.mark.parametrize("backend", EACH)
 def test_triton_can_be_imported_after_a_picture_was_drawn(backend: str) -> None:
     pytest.importorskip("triton")
-    pytest.importorskip(backend)
     done = run_python(
         "import sys\n"
         "from mudreamer_fast.config import EnvConfig\n"

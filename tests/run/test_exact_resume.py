@@ -30,6 +30,7 @@ from mudreamer_fast.run.trainer import Trainer
 from mudreamer_fast.train import train
 from tests import tiny_run
 from tests.patience import PATIENCE_SECONDS
+from tests.simulators import needs
 from tests.tiny_run import start, step
 
 ROOT = Path(__file__).parents[2]
@@ -298,8 +299,8 @@ def test_a_command_that_is_killed_goes_on_bitwise(
     assert_same_state(saved(folder), whole.state)
 
 
+@needs("envpool")
 def test_simulators_are_brought_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("envpool")
     monkeypatch.setattr(trainer, "make_env", make_env)
     simulated = config(
         env={"task": "dmc/cartpole_balance", "backend": "envpool", "action_repeat": 40},
