@@ -148,6 +148,9 @@ class GymEnv:
             raise EnvError(f"an environment of {self._name} failed: it does not answer") from None
         except (EOFError, OSError) as error:
             what = self._what_is_refused(error) or self._what_died()
+            # The frames form a cycle and hold what was being sent: to collect that kills CPython
+            # 3.12.0 and 3.12.1 (https://github.com/python/cpython/issues/111049).
+            error.__traceback__ = None
             self._kill()
             raise EnvError(what) from None
         except Exception as error:

@@ -112,6 +112,22 @@ def test_environments_play_in_processes_as_they_do_in_turn() -> None:
     apart.close()
 
 
+def test_what_was_being_sent_to_a_dead_process_is_not_left_to_the_garbage_collector() -> None:
+    env = toy(backend="async")
+    env.reset()
+    env._vector.processes[0].kill()
+    env._vector.processes[0].join()
+    gc.collect()
+    gc.disable()
+    try:
+        held = sum(type(one) is memoryview for one in gc.get_objects())
+        with pytest.raises(EnvError, match="ended with code -9$"):
+            env.step(np.zeros((1, 2), np.float32))
+        assert sum(type(one) is memoryview for one in gc.get_objects()) == held
+    finally:
+        gc.enable()
+
+
 def test_a_process_is_named_whose_files_closed_before_it_had_an_exit_code(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
