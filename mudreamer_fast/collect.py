@@ -87,6 +87,29 @@ def random_policy(action_spec: ActionSpec, num_envs: int, seed: int) -> Policy:
     return act
 
 
+def replay_step(step: VectorStep, action: FloatArray) -> dict[str, Any]:
+    """What the replay stores of a step, by the names of `replay_fields`.
+
+    Args:
+        step: of N environments.
+        action: (N, A) that led to it; stored as zeros where the step is a reset.
+    """
+    if np.count_nonzero(step.is_first):
+        action = np.where(step.is_first[:, None], np.float32(0), action)
+    return {
+        **step.observation,
+        "action": action,
+        "reward": step.reward,
+        "is_first": step.is_first,
+        "is_terminal": step.is_terminal,
+    }
+
+
+def no_action(env: VectorEnv) -> FloatArray:
+    """(N, A) of what led to a reset."""
+    return np.zeros((env.num_envs, env.action_spec.size), np.float32)
+
+
 class Collector:
     """Carries a policy's steps into the replay: first and last observations, resets and all.
 
@@ -136,8 +159,7 @@ class Collector:
         for _ in range(steps):
             if self._step is None:
                 self._step = self._env.reset()
-                action = np.zeros((self._env.num_envs, self._env.action_spec.size), np.float32)
-                self._store(self._step, action)
+                self._replay.add(replay_step(self._step, no_action(self._env)))
             is_first = np.ones_like(self._step.is_first) if self._is_new else self._step.is_first
             self._is_new = False
             action, self._state = self._policy(self._step.observation, is_first, self._state)
@@ -149,7 +171,7 @@ class Collector:
                 raise PolicyNotFiniteError("the policy's actions are not finite") from error
             if self.on_step is not None:
                 self.on_step(action)
-            self._store(self._step, action)
+            self._replay.add(replay_step(self._step, action))
             episodes += self._count(self._step)
         self.seconds += time.monotonic() - started
         return episodes
@@ -197,20 +219,6 @@ class Collector:
         if not self.handed_over:
             for _ in range(self._steps_taken):
                 self._policy({}, np.zeros(0, np.bool_), self._state)
-
-    def _store(self, step: VectorStep, action: Any) -> None:
-        """Adds a step with the action that led to it: none, where the step is a reset."""
-        if np.count_nonzero(step.is_first):
-            action = np.where(step.is_first[:, None], np.float32(0), action)
-        self._replay.add(
-            {
-                **step.observation,
-                "action": action,
-                "reward": step.reward,
-                "is_first": step.is_first,
-                "is_terminal": step.is_terminal,
-            }
-        )
 
     def _count(self, step: VectorStep) -> list[Episode]:
         self._steps_taken += 1

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mudreamer_fast._replay import ReplayStore
+from mudreamer_fast._replay import Progress, ReplayStore
 from mudreamer_fast.replay.batch import (
     HANDLE,
     Allocate,
@@ -280,6 +280,31 @@ class ReplayBuffer:
             raise ValueError("a buffer can only copy one of the same fields and streams")
         with self._replacing():
             self._store.copy_from(other._store)
+
+    @property
+    def generator(self) -> int:
+        """State of the sampler's generator, which draws the windows."""
+        return self._store.generator
+
+    @contextmanager
+    def refilling(self, generator: int) -> Iterator[None]:
+        """Empty the buffer, for its steps to be added again.
+
+        Meanwhile nothing is written: all steps stay in memory, and a folder keeps what it holds,
+        for good if an exception comes.
+
+        Args:
+            generator: what the sampler's generator goes on from.
+        """
+        with self._replacing():
+            nothing = self._layout.empty(self._layout.num_streams, 0)
+            self._store.restore(0, nothing, Progress(steps_added=0, generator=generator))
+            try:
+                yield
+            except BaseException:
+                if self._storage is not None:
+                    self._storage.give_up()
+                raise
 
     def flush(self) -> None:
         """Write all held steps that are not on disk yet to the folder, if there is one.

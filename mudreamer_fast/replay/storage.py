@@ -104,6 +104,7 @@ class Storage:
         self._layout = layout
         self._mutex = threading.Lock()
         self._process = os.getpid()
+        self._given_up = False
         self._lock = self._take_lock()
         try:
             self._manifest = self._read_manifest()
@@ -169,6 +170,8 @@ class Storage:
         if not self.in_own_process:
             raise StorageError(f"a forked process cannot write its parent's {self._folder}")
         with self._mutex:
+            if self._given_up:
+                return
             try:
                 self._flush(store)
             except (OSError, RuntimeError) as error:
@@ -176,6 +179,10 @@ class Storage:
                 raise StorageError(
                     f"cannot write the replay buffer to {self._folder}: {reason}"
                 ) from error
+
+    def give_up(self) -> None:
+        """Write nothing more: the folder keeps what it holds."""
+        self._given_up = True
 
     @contextlib.contextmanager
     def replacing(self) -> Iterator[None]:

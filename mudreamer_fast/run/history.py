@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from mudreamer_fast.acting import Acting
-from mudreamer_fast.collect import Collector
+from mudreamer_fast.collect import Collector, no_action, replay_step
 from mudreamer_fast.config import Config, ConfigError
 from mudreamer_fast.disk.arrays import Empty
 from mudreamer_fast.envs import VectorEnv, VectorStep
 from mudreamer_fast.envs.vector_env import FloatArray
 from mudreamer_fast.machine.device import overlaps
+from mudreamer_fast.replay import ReplayBuffer
 from mudreamer_fast.replay.prefetch import Prefetcher
 
 CHUNK_STEPS = 4096
@@ -33,22 +34,22 @@ def check_exact_resume(config: Config, device: torch.device) -> None:
     """
     if not config.train.exact_resume:
         return
-    needs = ""
     if overlaps(config.train.overlap, device):
-        needs = "--train.overlap off: here the agent acts and learns at the same time"
-    elif config.replay.storage == "disk":
-        needs = "--replay.storage memory: on disk the steps after a checkpoint stay in the folder"
-    elif not config.train.save_replay:
-        needs = "--train.save-replay: without its replay a checkpoint leaves nothing to learn from"
-    if needs:
-        raise ConfigError(f"exact_resume needs {needs}")
+        raise ConfigError(
+            "exact_resume needs --train.overlap off: here the agent acts and learns at the same "
+            "time"
+        )
 
 
 def open_history(
-    config: Config, env: VectorEnv, collector: Collector, batches: Prefetcher
+    config: Config,
+    env: VectorEnv,
+    collector: Collector,
+    replay: ReplayBuffer,
+    batches: Prefetcher,
 ) -> History | None:
     """The history of a run that can be resumed exactly; None for another. See `History`."""
-    return History(env, collector, batches) if config.train.exact_resume else None
+    return History(env, collector, replay, batches) if config.train.exact_resume else None
 
 
 class ActionLog:
@@ -94,11 +95,17 @@ class History:
     Args:
         env: the environments, which have taken no step.
         collector: steps through them, at random at first, by the actor later.
+        replay: what they have shown.
         batches: those drawn ahead.
     """
 
-    def __init__(self, env: VectorEnv, collector: Collector, batches: Prefetcher) -> None:
-        self._env, self._collector, self._batches = env, collector, batches
+    def __init__(
+        self, env: VectorEnv, collector: Collector, replay: ReplayBuffer, batches: Prefetcher
+    ) -> None:
+        self.behind = False
+        """Whether the environments are yet to be brought back."""
+        self._env, self._collector = env, collector
+        self._replay, self._batches = replay, batches
         self._actions = ActionLog(env.num_envs, env.action_spec.size)
         collector.on_step = self._actions.append
 
@@ -110,15 +117,20 @@ class History:
             "collector": self._collector.state_dict(),
             "policy": None if policy is None else policy.state_dict(),
             "batches": self._batches.lost(),
+            "windows": self._batches.pending(),
+            "generator": self._replay.generator,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], acting: Acting) -> None:
-        """Take over what `state_dict` gave; the environments stay behind until `bring_back`.
+        """Take over what `state_dict` gave; environments and replay stay behind until `bring_back`.
 
         Args:
             state: from a run with the same seeds.
             acting: the actor, which steps through the environments if it did.
         """
+        self.behind = True
+        self._generator = state["generator"]
+        self._drawn = state["windows"], state["batches"]
         for action in state["actions"]:
             self._actions.append(action)
         if state["policy"] is not None:
@@ -126,9 +138,10 @@ class History:
         self._collector.load_state_dict(state["collector"])
 
     def bring_back(self, tell: Callable[[str], None], interrupt: Callable[[], None]) -> None:
-        """Reset the environments and take all actions again, where there are any.
+        """Reset the environments and take all actions again, which fills the replay again.
 
-        Until it is done, what `state_dict` gives is what `load_state_dict` took.
+        What a folder holds of the replay is of a later time, and lacks the oldest steps of then.
+        It is replaced where all went well.
 
         Args:
             tell: shows a line, which says how many steps there are.
@@ -137,15 +150,25 @@ class History:
         Raises:
             ConfigError: they do not show what they showed last.
         """
-        expected = self._collector.step
-        if expected is None:
+        if not self.behind:
             return
+        with self._replay.refilling(self._generator):
+            if self._collector.step is not None:
+                self._take_again(self._collector.step, tell, interrupt)
+        self._batches.resume(*self._drawn)
+        self.behind = False
+
+    def _take_again(
+        self, last: VectorStep, tell: Callable[[str], None], interrupt: Callable[[], None]
+    ) -> None:
         tell(f"bringing the environments back: {len(self._actions):,} steps of each, taken again")
         step = self._env.reset()
+        self._replay.add(replay_step(step, no_action(self._env)))
         for action in self._actions:
             interrupt()
             step = self._env.step(action)
-        if not _same(step, expected):
+            self._replay.add(replay_step(step, action))
+        if not _same(step, last):
             raise ConfigError(
                 "the environments could not be brought back: after the same actions they show "
                 "something else, as with another version of the simulator or renderer; "

@@ -32,7 +32,8 @@ def open_replay(
 ) -> ReplayBuffer:
     """The replay buffer for the steps of `env`, with those of the run's checkpoint if there is one.
 
-    Steps that are in the checkpoint and stay in memory are left to `saving.restore`.
+    Steps that are in the checkpoint and stay in memory are left to `saving.restore`, and all steps
+    of an exact resume to `History.bring_back`.
 
     Args:
         config: the run's settings.
@@ -51,7 +52,9 @@ def open_replay(
     steps = train.env_steps // config.env.action_repeat + env.num_envs
     room = disk_bytes(folder.replay) if on_disk else available_bytes()
     check_replay_room(fields, replay.capacity_steps, steps, room, replay.storage)
-    keeper = _keeper(saved)
+    if train.exact_resume and on_disk:  # it is filled again in memory
+        check_replay_room(fields, replay.capacity_steps, steps, available_bytes())
+    keeper = None if train.exact_resume else _keeper(saved)  # `History.bring_back` fills it
     if keeper == "folder" and not folder.replay.is_dir():
         raise StorageError(
             f"{folder.replay} is missing, which holds the steps of the checkpoint: put it back, or "

@@ -110,12 +110,13 @@ def restore(
     """
     with checkpoint.fitting(folder.checkpoint):
         agent.load_state_dict(saved["agent"])
-        if "replay" in saved and not len(replay):
-            replay.load_state_dict(saved["replay"])
-        if "batches" in saved:
-            batches.resume(saved["batches"], saved.get("history", {}).get("batches"))
         if history is not None:
             history.load_state_dict(saved["history"], agent.acting)
+        else:
+            if "replay" in saved and not len(replay):
+                replay.load_state_dict(saved["replay"])
+            if "batches" in saved:
+                batches.resume(saved["batches"], saved.get("history", {}).get("batches"))
         restore_generator_states(saved["generators"])
 
 
@@ -154,7 +155,12 @@ class Saver:
         self._written: Future[None] | None = None
 
     def save(self) -> None:
-        """Make a checkpoint, from which the run can go on."""
+        """Make a checkpoint, from which the run can go on.
+
+        While environments are yet to be brought back, that is the one that the run came from.
+        """
+        if self._history is not None and self._history.behind:
+            return
         started = self._pace.counters.seconds = self._pace.seconds
         self._save(self._state, self._folder.checkpoint, self._config.train.keep_checkpoints)
         self._reporter.update({"checkpoint/seconds": self._pace.seconds - started})
@@ -219,8 +225,8 @@ class Saver:
             self._replay.flush()
         elif self._config.train.save_replay:
             state["replay"] = self._replay.state_dict(empty)
-        else:
-            return state
         if self._history is not None:
             state["history"] = self._history.state_dict(empty)
-        return {**state, "batches": self._batches.pending()}
+        if self._config.replay.storage == "disk" or "replay" in state:
+            state["batches"] = self._batches.pending()
+        return state

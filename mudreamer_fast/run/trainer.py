@@ -72,7 +72,9 @@ class Trainer:
             self.batches = Prefetcher(self.replay, *sizes, config.replay.batches_ahead, device)
             self._open.callback(self.batches.close)
             self.collector = self._make_collector()
-            self._history = open_history(config, self.env, self.collector, self.batches)
+            self._history = open_history(
+                config, self.env, self.collector, self.replay, self.batches
+            )
             if resume:
                 taken_up = self.agent, self.replay, self.batches, self._history
                 saving.restore(saved, self.folder, *taken_up)

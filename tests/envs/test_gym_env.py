@@ -121,7 +121,7 @@ def test_what_was_being_sent_to_a_dead_process_is_not_left_to_the_garbage_collec
     gc.disable()
     try:
         held = sum(type(one) is memoryview for one in gc.get_objects())
-        with pytest.raises(EnvError, match="ended with code -9$"):
+        with pytest.raises(EnvError, match=r"ended with code -9$"):
             env.step(np.zeros((1, 2), np.float32))
         assert sum(type(one) is memoryview for one in gc.get_objects()) == held
     finally:

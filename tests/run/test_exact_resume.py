@@ -22,10 +22,13 @@ from mudreamer_fast.envs import make_env
 from mudreamer_fast.machine.late import LateValues
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
 from mudreamer_fast.run import history, trainer
+from mudreamer_fast.run import replay as run_replay
 from mudreamer_fast.run.evaluator import Evaluator
+from mudreamer_fast.run.folder import RunFolder, read_config
 from mudreamer_fast.run.history import ActionLog
 from mudreamer_fast.run.metrics import read_lines
 from mudreamer_fast.run.pace import Pace
+from mudreamer_fast.run.replay import open_replay
 from mudreamer_fast.run.trainer import Trainer
 from mudreamer_fast.train import train
 from tests import tiny_run
@@ -36,6 +39,13 @@ from tests.tiny_run import start, step
 ROOT = Path(__file__).parents[2]
 FULL = {"capacity_steps": 40}
 """A replay that overwrites steps, those of batches drawn ahead too."""
+DISK = {"storage": "disk", "flush_every_seconds": 1e-3}
+KEPT: dict[str, dict[str, Any]] = {
+    "in the checkpoint": {},
+    "on disk": {"replay": DISK},
+    "nowhere": {"save_replay": False},
+}
+"""Where a run keeps its replay."""
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +72,7 @@ class Outcome:
     rows: list[Any]
     """Scores and lengths of episodes, scores of evaluations, with the steps they came after."""
     state: dict[str, Any]
-    """The last checkpoint, by the path of each value in it."""
+    """The last checkpoint, and the replay's folder, by the path of each value in it."""
 
 
 def leaves(tree: Any, path: str = "") -> dict[str, Any]:
@@ -74,9 +84,15 @@ def leaves(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def saved(folder: Path) -> dict[str, Any]:
-    state = leaves(checkpoint.load(folder / "checkpoint"))
-    del state["/counters/seconds"]
-    return state
+    state = checkpoint.load(folder / "checkpoint")
+    del state["counters"]["seconds"]
+    config = read_config(folder / "config.json")
+    if config.replay.storage == "disk":
+        env = tiny_run.make_env(config.env, config.env.num_envs, 0)
+        stored = open_replay(config, env, RunFolder(folder), 0, {})
+        state["stored"] = stored.state_dict()
+        stored.close()
+    return leaves(state)
 
 
 def told(folder: Path) -> list[Any]:
@@ -120,14 +136,24 @@ def outcome(
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """The run that nothing ends."""
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """The runs that nothing ends."""
+    made = {}
     with pytest.MonkeyPatch.context() as patch:
         tiny_run.patch_envs(patch)
-        made = outcome(patch, config(), tmp_path_factory.mktemp("whole"))
-    assert len(made.updates) > 30
-    assert made.state["/counters/resumes"] == 0
+        for kept, options in KEPT.items():
+            made[kept] = outcome(patch, config(**options), tmp_path_factory.mktemp("whole"))
+    first = next(iter(made.values()))
+    assert len(first.updates) > 30
+    assert first.state["/counters/resumes"] == 0
+    assert all((one.updates, one.rows) == (first.updates, first.rows) for one in made.values())
     return made
+
+
+@pytest.fixture
+def whole(wholes: dict[str, Outcome]) -> Outcome:
+    """The run that keeps its replay in the checkpoint."""
+    return wholes["in the checkpoint"]
 
 
 def assert_goes_on(
@@ -168,30 +194,37 @@ def kill(
 
 
 @pytest.mark.parametrize(
-    "saved_at",
+    ("saved_at", "kept"),
     [
-        pytest.param(0, id="before the first step"),
-        pytest.param(4, id="in the prefill"),
-        pytest.param(9, id="after the hand-over"),
-        pytest.param(20, id="in an episode"),
-        pytest.param(23, id="at an episode's end"),
-        pytest.param(24, id="at an episode's start"),
-        pytest.param(25, id="after an evaluation"),
+        pytest.param(0, "on disk", id="before the first step"),
+        pytest.param(4, "on disk", id="in the prefill"),
+        pytest.param(9, "in the checkpoint", id="after the hand-over"),
+        pytest.param(20, "in the checkpoint", id="in an episode"),
+        pytest.param(20, "on disk", id="in an episode, its replay on disk"),
+        pytest.param(20, "nowhere", id="in an episode, its replay not kept"),
+        pytest.param(23, "on disk", id="at an episode's end"),
+        pytest.param(24, "in the checkpoint", id="at an episode's start"),
+        pytest.param(25, "on disk", id="after an evaluation"),
     ],
 )
 def test_a_run_that_is_killed_goes_on_bitwise_with_its_environments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Outcome, saved_at: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wholes: dict[str, Outcome],
+    saved_at: int,
+    kept: str,
 ) -> None:
-    kill(monkeypatch, config(), tmp_path / "run", saved_at)
-    assert_goes_on(monkeypatch, config(), tmp_path / "run", whole)
+    kill(monkeypatch, config(**KEPT[kept]), tmp_path / "run", saved_at)
+    assert_goes_on(monkeypatch, config(**KEPT[kept]), tmp_path / "run", wholes[kept])
 
 
-@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize(("ahead", "kept"), [(0, {}), (2, {}), (2, DISK)])
 def test_a_run_that_has_overwritten_steps_goes_on_bitwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int, kept: dict[str, Any]
 ) -> None:
     """Batches drawn ahead may hold steps that the replay no longer does."""
-    full = config(observation="both", replay=FULL | {"batches_ahead": ahead})
+    replay = FULL | kept | {"batches_ahead": ahead}
+    full = config(observation="both", replay=replay)
     whole = outcome(monkeypatch, full, tmp_path / "whole")
     lost = []
     for saved_at in (35, 40):
@@ -255,10 +288,12 @@ def test_an_evaluation_that_was_stopped_is_made_up_for_at_once(
     assert_goes_on(monkeypatch, config(), tmp_path / "run", whole)
 
 
+@pytest.mark.parametrize("kept", KEPT)
 def test_a_stop_while_environments_are_brought_back_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Outcome
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wholes: dict[str, Outcome], kept: str
 ) -> None:
-    kill(monkeypatch, config(), tmp_path / "run", 20)
+    settings = config(**KEPT[kept])
+    kill(monkeypatch, settings, tmp_path / "run", 20)
     before, steps = saved(tmp_path / "run"), 0
     take = tiny_run.TinyEnv.step
 
@@ -271,17 +306,18 @@ def test_a_stop_while_environments_are_brought_back_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(tiny_run.TinyEnv, "step", stopping)
-        result = train(config(), tmp_path / "run", resume=True)
+        result = train(settings, tmp_path / "run", resume=True)
     assert (result.stopped_by, result.env_steps, steps) == (signal.SIGTERM, 80, 5)
     assert_same_state(saved(tmp_path / "run"), before)
-    assert_goes_on(monkeypatch, config(), tmp_path / "run", whole)
+    assert_goes_on(monkeypatch, settings, tmp_path / "run", wholes[kept])
 
 
+@pytest.mark.parametrize("storage", ["memory", "disk"])
 def test_a_command_that_is_killed_goes_on_bitwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str
 ) -> None:
-    folder = tmp_path / "run"
-    endless = config(env_steps=10**9, checkpoint_every_seconds=1e-6)
+    folder, kept = tmp_path / "run", DISK if storage == "disk" else {}
+    endless = config(env_steps=10**9, checkpoint_every_seconds=1e-6, replay=kept)
     words = ["--resume-or-start", *tiny_run.options(endless, folder)[1:]]
     command = [sys.executable, "-m", "tests.tiny_run", "train", *words]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
@@ -294,7 +330,8 @@ def test_a_command_that_is_killed_goes_on_bitwise(
     env_steps = 2 * steps + 40
     more = [*command, "--train.env-steps", str(env_steps)]
     subprocess.run(more, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE_SECONDS)
-    whole = outcome(monkeypatch, config(env_steps=env_steps), tmp_path / "whole")
+    alike = config(env_steps=env_steps, replay=kept)
+    whole = outcome(monkeypatch, alike, tmp_path / "whole")
     assert told(folder) == whole.rows
     assert_same_state(saved(folder), whole.state)
 
@@ -344,23 +381,31 @@ def test_gymnasiums_environments_are_brought_back(
     assert_same_state(saved(tmp_path / "run"), saved(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("storage", ["memory", "disk"])
 @pytest.mark.parametrize("change", ["another action", "an action less"])
-def test_environments_that_do_not_come_back_are_told(tmp_path: Path, change: str) -> None:
-    with start(config(), tmp_path) as run:
+def test_environments_that_do_not_come_back_are_told(
+    tmp_path: Path, change: str, storage: str
+) -> None:
+    replay = {"storage": storage}
+    with start(config(replay=replay), tmp_path) as run:
         step(run, 12)
         run.save()
+        held = run.replay.state_dict()["fields"]
     state = checkpoint.load(tmp_path / "checkpoint")
     actions = state["history"]["actions"]
     if change == "another action":
-        light = state["replay"]["fields"]["vector"][0, -2].argmax()
+        light = held["vector"][0, -2].argmax()
         assert actions[-1, 0, 0] != light - 1
         actions[-1, 0, 0] = light - 1
     else:
         state["history"]["actions"] = actions[:-1]
     checkpoint.save(state, tmp_path / "checkpoint")
     with pytest.raises(ConfigError, match=r"could not be brought back.*--train.no-exact-resume$"):
-        train(config(), tmp_path, resume=True)
-    assert train(config(exact_resume=False), tmp_path, resume=True).env_steps == 240
+        train(config(replay=replay), tmp_path, resume=True)
+    inexact = config(exact_resume=False, replay=replay)
+    with start(inexact, tmp_path, resume=True) as run:  # what it learned from is still there
+        np.testing.assert_equal(run.replay.state_dict()["fields"], held)
+    assert train(inexact, tmp_path, resume=True).env_steps == 240
 
 
 def test_exact_resume_is_what_brings_environments_back(
@@ -379,20 +424,16 @@ def test_exact_resume_is_what_brings_environments_back(
             assert made_envs[-1] == (2, derived_seed(0, SeedUse.COLLECT, int(not exact)))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"overlap": "on"}, "exact_resume needs --train.overlap off"),
-        ({"replay": {"storage": "disk"}}, "exact_resume needs --replay.storage memory"),
-        ({"save_replay": False}, "exact_resume needs --train.save-replay"),
-    ],
-)
 def test_settings_under_which_no_run_goes_on_exactly_are_refused_before_anything_is_written(
-    tmp_path: Path, options: dict[str, Any], message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
-        train(config(**options), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"exact_resume needs --train.overlap off"):
+        train(config(overlap="on"), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(run_replay, "available_bytes", lambda: 0)
+    with pytest.raises(ConfigError, match=r"^replay.capacity_steps 300 needs .* GiB of memory"):
+        train(config(replay=DISK), tmp_path / "run")
+    train(config(replay=DISK, exact_resume=False, env_steps=80), tmp_path / "run")
 
 
 def test_a_checkpoint_without_actions_is_refused(tmp_path: Path) -> None:

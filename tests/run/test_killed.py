@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ from tests.patience import PATIENCE_SECONDS
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("MUDREAMER_TEST_KILLS", "2"))
 """More of them: MUDREAMER_TEST_KILLS=50."""
+WAYS = signal.SIGKILL, signal.SIGABRT
+"""SIGABRT is how a simulator's C++ code ends the process that it runs in."""
 
 
 @pytest.mark.parametrize("storage", ["memory", "disk"])
@@ -38,7 +41,7 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_from_a_checkpoint(
     words = tiny_run.options(config, folder)
     command = [sys.executable, "-m", "tests.tiny_run", "train", "--resume-or-start", *words[1:]]
     steps = 0
-    for _ in range(KILLS):
+    for number in range(KILLS):
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         with process:
             assert process.stderr is not None
@@ -47,8 +50,9 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_from_a_checkpoint(
                 said.append(process.stderr.readline())
             time.sleep(rng.random() * 0.05)
             assert process.poll() is None, "".join(said)
-            process.kill()
+            process.send_signal(WAYS[number % len(WAYS)])
             said += process.communicate(timeout=PATIENCE_SECONDS)[1].splitlines(keepends=True)
+        assert process.returncode == -WAYS[number % len(WAYS)]
         assert "Traceback" not in "".join(said)
         assert not [line for line in said if line.startswith("warning")]
         saved = checkpoint.load(folder / "checkpoint")
