@@ -32,8 +32,8 @@ def open_replay(
 ) -> ReplayBuffer:
     """The replay buffer for the steps of `env`, with those of the run's checkpoint if there is one.
 
-    Steps that are in the checkpoint and stay in memory are left to `saving.restore`, and all steps
-    of an exact resume to `History.bring_back`.
+    Steps that are in the checkpoint and stay in memory are left to `saving.restore`. An exact
+    resume fills the replay once more (`History.bring_back`).
 
     Args:
         config: the run's settings.
@@ -54,7 +54,7 @@ def open_replay(
     check_replay_room(fields, replay.capacity_steps, steps, room, replay.storage)
     if train.exact_resume and on_disk:  # it is filled again in memory
         check_replay_room(fields, replay.capacity_steps, steps, available_bytes())
-    keeper = None if train.exact_resume else _keeper(saved)  # `History.bring_back` fills it
+    keeper = _keeper(saved)
     if keeper == "folder" and not folder.replay.is_dir():
         raise StorageError(
             f"{folder.replay} is missing, which holds the steps of the checkpoint: put it back, or "
