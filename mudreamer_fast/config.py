@@ -291,9 +291,9 @@ class TrainConfig:
     or the policy's mode."""
     log_every_seconds: float = 10.0
     """Seconds between two lines of metrics."""
-    checkpoint_every_seconds: float = 600.0
-    """Seconds between checkpoints; one is always written at the start, at the end, and when
-    anything else ends the run."""
+    checkpoint_every_seconds: float = 120.0
+    """Seconds between checkpoints, or longer where one holds the run up for more than a hundredth
+    of that; one is always written at the start, at the end, and when anything else ends the run."""
     keep_checkpoints: int = 2
     """The newest checkpoints that stay, each complete; one that is damaged is passed over."""
     save_replay: bool = True

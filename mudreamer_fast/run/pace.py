@@ -11,6 +11,8 @@ from mudreamer_fast.config import Config, ConfigError
 
 EVALUATION_MARGIN = 1.5
 """The final evaluation is given this many times the last one's duration within max_minutes."""
+CHECKPOINT_SHARE = 0.01
+"""Of a run's time, that it waits for checkpoints at most."""
 
 
 @dataclass
@@ -156,6 +158,12 @@ class Pace:
         """Whether to save now."""
         return self._clock() >= self._next_checkpoint
 
-    def schedule_checkpoint(self) -> None:
-        """Have the next checkpoint in `checkpoint_every_seconds`."""
-        self._next_checkpoint = self._clock() + self._config.train.checkpoint_every_seconds
+    def schedule_checkpoint(self, held_up_seconds: float) -> None:
+        """Have the next checkpoint in `checkpoint_every_seconds`, if the run can afford it.
+
+        Args:
+            held_up_seconds: how long the run has waited for the last one.
+        """
+        affordable = held_up_seconds / CHECKPOINT_SHARE
+        every = max(self._config.train.checkpoint_every_seconds, affordable)
+        self._next_checkpoint = self._clock() + every

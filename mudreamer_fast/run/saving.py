@@ -163,8 +163,9 @@ class Saver:
             return
         started = self._pace.counters.seconds = self._pace.seconds
         self._save(self._state, self._folder.checkpoint, self._config.train.keep_checkpoints)
-        self._reporter.update({"checkpoint/seconds": self._pace.seconds - started})
-        self._pace.schedule_checkpoint()
+        held_up_seconds = self._pace.seconds - started
+        self._reporter.update({"checkpoint/seconds": held_up_seconds})
+        self._pace.schedule_checkpoint(held_up_seconds)
 
     def save_best(self, score: float) -> None:
         """Save the agent, for evaluations alone, if it has never scored better."""

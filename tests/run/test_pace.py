@@ -106,5 +106,17 @@ def test_checkpoints_are_due_by_time(now: SimpleNamespace) -> None:
     assert not pace.checkpoint_due()
     now.seconds += 1.0
     assert pace.checkpoint_due()
-    pace.schedule_checkpoint()
+    pace.schedule_checkpoint(held_up_seconds=0.01)
+    now.seconds += 9.0
     assert not pace.checkpoint_due()
+    now.seconds += 1.0
+    assert pace.checkpoint_due()
+
+
+def test_a_run_waits_for_checkpoints_a_hundredth_of_its_time_at_most(now: SimpleNamespace) -> None:
+    pace = paced(now, checkpoint_every_seconds=10.0)
+    pace.schedule_checkpoint(held_up_seconds=0.5)
+    now.seconds += 49.0
+    assert not pace.checkpoint_due()
+    now.seconds += 1.0
+    assert pace.checkpoint_due()
