@@ -124,18 +124,18 @@ def raw_dm_control(work: Work, threads: int) -> Take:
     return lambda steps: thread.submit(turn, steps).result()
 
 
-def started(work: Work, threads: int, backend: str) -> VectorEnv:
+def started(work: Work, threads: int, backend: str, **options: Any) -> VectorEnv:
     config = EnvConfig(
         work.task, work.observation, REPEAT, render_profile="light",
-        simulator_threads=threads or None, backend=backend,  # type: ignore[arg-type]
+        simulator_threads=threads or None, backend=backend, **options,  # type: ignore[arg-type]
     )  # fmt: skip
     env = make_env(config, work.num_envs, seed=0)
     work.closing.callback(env.close)
     return env
 
 
-def environment(work: Work, threads: int, backend: str = "envpool") -> Take:
-    env = started(work, threads, backend)
+def environment(work: Work, threads: int, backend: str = "envpool", **options: Any) -> Take:
+    env = started(work, threads, backend, **options)
     act = random_policy(env.action_spec, work.num_envs, 0)
     env.reset()
 
@@ -188,6 +188,34 @@ def bench_collecting(
         warm = lambda name: takes[name](WARM_STEPS)  # noqa: E731
         take_turns(benchmark, turns, "raw EnvPool", ROUNDS, rate, warm)
         # a simulator that draws takes tens of megabytes, and goes with its contender
+        takes.clear()
+        turns.clear()
+    benchmark.extra_info["renderer"] = graphics.renderer_name()
+
+
+BACKGROUNDS: dict[str, dict[str, str]] = {
+    "no background": {},
+    "video": {"background": "video"},
+    "video, chroma": {"background": "video", "background_mask": "chroma"},
+    "noise": {"background": "noise"},
+    "color": {"background": "color"},
+}
+
+
+@pytest.mark.parametrize("num_envs", sized([4, 16], [4, 16], [2]))
+@pytest.mark.parametrize("task", sized(TASKS, TASKS, TASKS[:1]))
+def bench_backgrounds(benchmark: BenchmarkFixture, task: str, num_envs: int) -> None:
+    benchmark.group = f"{task} before backgrounds, {num_envs} environments"
+    with ExitStack() as closing:
+        work = Work(f"dmc/{task}", "pixels", num_envs, closing)
+        takes = {
+            name: environment(work, 0, **options)  # type: ignore[arg-type]
+            for name, options in BACKGROUNDS.items()
+        }
+        steps = max(1, round(ROUND_SECONDS * 5 / seconds(lambda: takes["no background"](5))))
+        turns = {name: functools.partial(take, steps) for name, take in takes.items()}
+        rate = ("simulator steps/s", steps * num_envs * REPEAT)
+        take_turns(benchmark, turns, "no background", ROUNDS, rate, lambda name: takes[name](5))
         takes.clear()
         turns.clear()
     benchmark.extra_info["renderer"] = graphics.renderer_name()

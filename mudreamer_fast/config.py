@@ -219,12 +219,43 @@ class EnvConfig:
     processes of their own (async, which auto takes for more than one)."""
     render_profile: Literal["auto", "reference", "light", "flat"] = "auto"
     """Rendering quality; auto takes reference on a GPU and light in software."""
+    background: Literal["none", "video", "noise", "color"] = "none"
+    """What stands behind the robot in the images, in place of sky and floor: these, a video, new
+    noise in every image, or a colour; another video or colour in each episode."""
+    background_videos: str | None = None
+    """Folder with the folders train and eval, or with videos of which every fifth is kept for
+    evaluation, or a text file with a path a line; None takes videos that the program draws."""
+    background_set: Literal["train", "evaluation"] = "train"
+    """Which of the videos are shown; scores are always played before those for evaluation."""
+    background_mask: Literal["blue", "chroma"] = "blue"
+    """What counts as background: pixels with more blue than red and than green, as in the paper,
+    which takes some of a blue robot too; or sky and floor alone, which are drawn in green first."""
+    background_start: Literal["first", "random"] = "first"
+    """The frame of its video that an episode begins with."""
+    background_advance: Literal["observation", "simulator_step"] = "observation"
+    """What a video moves on with; where it ends, another one follows."""
+    background_grey: bool = False
+    """Leave the colours of the videos out."""
+    background_max_videos: int = 100
+    """Videos that are taken, the first ones by name."""
+    background_max_frames: int = 1000
+    """Frames that are taken of each, from its beginning."""
     simulator_threads: int | None = None
     """Threads that EnvPool simulates on; None takes one for each core, but no more than num_envs.
     dm_control has a process for each environment."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "action_repeat", "num_envs", "simulator_threads")
+        _require_positive(
+            self, "action_repeat", "num_envs", "simulator_threads", "background_max_videos"
+        )
+        _require(
+            self.background_max_frames >= 2,
+            f"background_max_frames must be at least 2, got {self.background_max_frames}",
+        )
+        _require(
+            self.background == "video" or self.background_videos is None,
+            f"background_videos needs background video, got {self.background}",
+        )
         _require(
             self.image_size in IMAGE_SIZES,
             f"image_size must be one of {', '.join(map(str, IMAGE_SIZES))}, got {self.image_size}",
@@ -361,8 +392,22 @@ PRESETS: dict[str, tuple[str, Config]] = {
         "The paper's DeepMind Control setting from pixels: size S, 10^6 steps. Wants a GPU.",
         Config(),
     ),
+    "dmc_vision_backgrounds": (
+        "The same behind which videos play, as the paper has them.",
+        Config(
+            env=EnvConfig(
+                background="video",
+                background_advance="simulator_step",
+                background_max_frames=600,
+            )
+        ),
+    ),
+    "dmc_vision_dreamerpro": (
+        "The same with videos as DreamerPro and TPC have them.",
+        Config(env=EnvConfig(background="video", background_start="random")),
+    ),
     "dmc_proprio": (
-        "The same from the simulator's state vectors.",
+        "The same without videos, from the simulator's state vectors.",
         Config(env=EnvConfig(observation="vector")),
     ),
     "quick": (

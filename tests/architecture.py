@@ -36,7 +36,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("run.lessons", "run.card"),
     ("run.trainer",),
     ("cli.predict",),
-    ("train", "cli.check_env", "cli.doctor", "cli.info"),
+    ("train", "cli.check_env", "cli.doctor", "cli.info", "cli.videos"),
     ("cli.main",),
     ("__main__", "__init__"),
 )

@@ -13,7 +13,14 @@ from mudreamer_fast.config import ConfigError, EnvConfig
 from mudreamer_fast.disk import checkpoint
 from mudreamer_fast.run.trainer import Trainer
 from tests import tiny_run
-from tests.envs import test_backends_agree, test_envpool_env, test_simulators, test_tasks
+from tests.envs import (
+    test_backends_agree,
+    test_backgrounds,
+    test_envpool_env,
+    test_footage,
+    test_simulators,
+    test_tasks,
+)
 from tests.envs.rollouts import make
 from tests.simulators import EACH, needs
 from tests.tiny_run import start, step
@@ -175,6 +182,21 @@ SHOWN = {
         test_backends_agree.test_profiles_change_what_is_seen,
         test_backends_agree.test_backends_draw_the_same_in_every_profile,
     ),
+    "env.background": (
+        test_backgrounds.test_a_video_plays_and_another_one_follows,
+        test_backgrounds.test_noise_is_new_in_every_image_and_a_colour_in_every_episode,
+    ),
+    "env.background_videos": (
+        test_footage.test_settings_say_which_videos_and_how_much_of_them,
+        test_footage.test_without_videos_clips_are_drawn_that_move_and_differ,
+    ),
+    "env.background_set": test_footage.test_settings_say_which_videos_and_how_much_of_them,
+    "env.background_mask": test_backgrounds.test_simulators_keep_their_robot_and_lose_the_rest,
+    "env.background_start": test_backgrounds.test_a_video_plays_and_another_one_follows,
+    "env.background_advance": test_backgrounds.test_a_video_plays_and_another_one_follows,
+    "env.background_grey": test_footage.test_grey_is_the_luminance_in_every_channel,
+    "env.background_max_videos": test_footage.test_settings_say_which_videos_and_how_much_of_them,
+    "env.background_max_frames": test_footage.test_settings_say_which_videos_and_how_much_of_them,
     "env.simulator_threads": (
         test_envpool_env.test_envpool_env_gives_the_same_on_any_number_of_threads
     ),

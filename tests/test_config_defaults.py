@@ -58,6 +58,7 @@ PINNED: dict[str, tuple[Any, str]] = {
     "behaviour.adam_eps": (1e-5, V3_ACTOR_CRITIC),
     "behaviour.clip_norm": (100.0, V3_ACTOR_CRITIC),
     "env.observation": ("pixels", MU_DMC),
+    "env.background": ("none", MU_DMC),
     "env.image_size": (64, MU_DMC),
     "env.action_repeat": (2, V3_BENCHMARKS),
     "env.num_envs": (4, V3_BENCHMARKS),
@@ -73,6 +74,9 @@ PINNED: dict[str, tuple[Any, str]] = {
 
 PROJECTS_OWN = {
     "env.task", "env.backend", "env.render_profile", "env.simulator_threads",
+    "env.background_videos", "env.background_set", "env.background_mask", "env.background_start",
+    "env.background_advance", "env.background_grey", "env.background_max_videos",
+    "env.background_max_frames",
     "replay.gather_threads", "replay.batches_ahead", "replay.storage",
     "replay.flush_every_seconds",
     "train.prefill_steps", "train.eval_every_env_steps", "train.log_every_seconds",
@@ -123,6 +127,26 @@ def test_sizes_are_the_papers() -> None:
 def test_dmc_vision_replays_512_steps_for_each_policy_step() -> None:
     # A batch of 16 x 64 for every second policy step.
     assert PRESETS["dmc_vision"][1].updates_per_policy_step == 0.5
+
+
+DIFFERENT = {
+    # a video for each episode, its first 20 seconds at 30 frames a second, a frame a simulator step
+    "dmc_vision_backgrounds": {
+        "env.background": "video",
+        "env.background_advance": "simulator_step",
+        "env.background_max_frames": 600,
+    },
+    # DreamerPro (arXiv 2110.14565), its program: at most 100 videos and 1000 frames of each
+    "dmc_vision_dreamerpro": {"env.background": "video", "env.background_start": "random"},
+}
+
+
+@pytest.mark.parametrize("preset", DIFFERENT)
+def test_presets_with_backgrounds_differ_in_these_alone(preset: str) -> None:
+    plain, other = (settings(PRESETS[name][1]) for name in ("dmc_vision", preset))
+    assert {name: other[name] for name in plain if plain[name] != other[name]} == DIFFERENT[preset]
+    most = other["env.background_max_videos"], other["env.background_max_frames"]
+    assert most == (100, 600 if "backgrounds" in preset else 1000)
 
 
 def test_dmc_proprio_differs_in_what_is_seen_alone() -> None:

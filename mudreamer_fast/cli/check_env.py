@@ -10,7 +10,7 @@ import numpy as np
 
 from mudreamer_fast.collect import random_policy
 from mudreamer_fast.config import EnvConfig
-from mudreamer_fast.envs import VectorEnv, VectorStep, make_env
+from mudreamer_fast.envs import VectorEnv, VectorStep, make_env, without_layers
 
 
 class _Span:
@@ -41,7 +41,7 @@ def check_env(config: EnvConfig, steps: int, seed: int) -> Iterator[str]:
     """
     env = make_env(config, config.num_envs, seed)
     try:
-        yield f"{config.task}: {type(env).__name__}, {config.num_envs} side by side"
+        yield f"{config.task}: {type(without_layers(env)).__name__}, {config.num_envs} side by side"
         if env.action_spec.continuous:
             yield f"  actions      {env.action_spec.size} numbers in [-1, 1]"
         else:
@@ -85,7 +85,7 @@ def _play(env: VectorEnv, config: EnvConfig, steps: int, seed: int) -> Iterator[
         shape = " x ".join(map(str, spec.shape))
         still = "" if moved[name] else "; never changed"
         yield f"  {name:12} {shape} {spec.dtype}, {seen[name]}{still}"
-    left_out = getattr(env, "left_out", ())
+    left_out = getattr(without_layers(env), "left_out", ())
     if left_out:
         yield f"  not seen     {', '.join(left_out)}"
     yield f"  rewards      {rewards} a policy step, other than 0 in {rewarded:,} of {taken:,}"

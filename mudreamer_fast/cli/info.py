@@ -17,7 +17,7 @@ from mudreamer_fast.agent import Agent
 from mudreamer_fast.cli.predict import Prediction, predict
 from mudreamer_fast.collect import Collector, random_policy, replay_fields
 from mudreamer_fast.config import PRESETS, Config
-from mudreamer_fast.envs import EnvError, make_env, task_names
+from mudreamer_fast.envs import EnvError, make_env, task_names, without_layers
 from mudreamer_fast.envs.graphics import renderer_name
 from mudreamer_fast.envs.tasks import EPISODE_SIMULATOR_STEPS
 from mudreamer_fast.machine.device import (
@@ -183,7 +183,7 @@ def _measure(config: Config, seconds: float) -> tuple[Timing, str]:
     available = available_bytes()
     room = "" if available is None else f" of {available / GIB:.1f} available"
     parts = (
-        f"{type(env).__name__}, {parameters / 1e6:.2f} M parameters, {sizes}, "
+        f"{type(without_layers(env)).__name__}, {parameters / 1e6:.2f} M parameters, {sizes}, "
         f"{agent.operations}{' in CUDA graphs' if agent.graphed else ''}, "
         f"replay {full:.2f} GiB{room}"
     )

@@ -1,4 +1,4 @@
-"""The command line: `mudreamer-fast train | evaluate | export | plot | info | check-env | doctor`.
+"""The command line: train, evaluate, export, plot, info, check-env, videos and doctor.
 
 What a user can get wrong ends in one line on standard error and exit code 2. Only the standard
 library, tyro and light modules are imported before a command runs, so that --help is quick.
@@ -58,6 +58,7 @@ commands:
   export RUN DIR [options]   write a run's agent to a folder of its own, with a card
   info [PRESET] [options]    tasks, presets, versions, and how long the preset takes here
   check-env TASK [options]   play any environment and say what the agent will see of it
+  videos [PATH] [options]    check videos for backgrounds and draw a sheet of them
   doctor                     check what the program needs on this machine
 
 presets (the default is {DEFAULT_PRESET}):
@@ -101,6 +102,22 @@ class CheckEnvCommand:
     """Policy steps of each environment."""
     seed: int = 0
     """Seed of the environment and of the actions."""
+
+
+@dataclass(frozen=True)
+class VideosCommand:
+    """Check the videos of `--env.background-videos`, and draw a sheet with some frames of each."""
+
+    size: int = 64
+    """Height and width that they are squeezed into."""
+    max_videos: int = 100
+    """As env.background_max_videos."""
+    max_frames: int = 1000
+    """As env.background_max_frames."""
+    grey: bool = False
+    """As env.background_grey."""
+    out: Path = Path("videos.png")
+    """PNG to write."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +206,7 @@ def _dispatch(words: list[str]) -> int:
         "plot": _plot,
         "info": _info,
         "check-env": _check_env,
+        "videos": _videos,
         "doctor": _doctor,
     }
     if not words or words[0] in ("-h", "--help", "help"):
@@ -347,6 +365,25 @@ def _check_env(words: list[str]) -> int:
     from mudreamer_fast.cli.check_env import check_env
 
     for line in check_env(command.env, command.steps, command.seed):
+        print(line, flush=True)
+    return 0
+
+
+def _videos(words: list[str]) -> int:
+    place = words[0] if words and not words[0].startswith("-") else None
+    command = _parse(VideosCommand, f"{PROGRAM} videos PATH", words[place is not None :])
+    config = EnvConfig(
+        image_size=command.size,
+        background="video",
+        background_videos=place,
+        background_max_videos=command.max_videos,
+        background_max_frames=command.max_frames,
+        background_grey=command.grey,
+    )
+
+    from mudreamer_fast.cli.videos import show_videos
+
+    for line in show_videos(config, command.out):
         print(line, flush=True)
     return 0
 

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 
 from mudreamer_fast.config import ConfigError, EnvConfig
+from mudreamer_fast.envs.backgrounds import BackgroundEnv, without_layers
 from mudreamer_fast.envs.factories import Factory, remember
 from mudreamer_fast.envs.graphics import try_to_load_egl
 from mudreamer_fast.envs.tasks import OWN_TASK, find_task, task_names
@@ -34,6 +35,7 @@ __all__ = [
     "make_env",
     "task_names",
     "with_factory",
+    "without_layers",
 ]
 
 
@@ -57,6 +59,8 @@ def _check_front_end(config: EnvConfig) -> None:
         backends = ("auto", "sync", "async")
         if config.camera is not None:
             raise ConfigError(f"{config.task} has no cameras to choose from")
+        if config.background_mask == "chroma":
+            raise ConfigError(f"{config.task} has no sky and floor to draw in green")
     elif config.task.startswith(OWN_TASK):
         backends = ("auto", "dm_control")
     if config.backend not in backends:
@@ -76,11 +80,23 @@ def make_env(config: EnvConfig, num_envs: int, seed: int, env: Factory | None = 
         env: makes a gymnasium.Env that stands in for the task.
 
     Raises:
-        ConfigError: an unknown task, a camera the task does not have, or a simulator that is not
-            installed.
+        ConfigError: an unknown task, a camera the task does not have, a simulator that is not
+            installed, or videos that are not what they should be.
         EnvError: a simulator or renderer that does not work here.
     """
     config = with_factory(config, env)
+    made = _make_plain_env(config, num_envs, seed)
+    if config.background == "none":
+        return made
+    try:
+        return BackgroundEnv(made, config, seed)
+    except BaseException:
+        made.close()
+        raise
+
+
+def _make_plain_env(config: EnvConfig, num_envs: int, seed: int) -> VectorEnv:
+    """N environments as their simulator shows them."""
     _check_front_end(config)
     if config.task.startswith("gym:"):
         if importlib.util.find_spec("gymnasium") is None:

@@ -12,7 +12,7 @@ import numpy as np
 from mudreamer_fast.config import ConfigError, EnvConfig
 from mudreamer_fast.envs import graphics
 from mudreamer_fast.envs.factories import Factory, import_factory
-from mudreamer_fast.envs.render_profile import apply_to_model
+from mudreamer_fast.envs.render_profile import apply_to_model, draws_green
 from mudreamer_fast.envs.tasks import OWN_TASK, check_camera, find_task
 from mudreamer_fast.envs.vector_env import FloatArray, Frames
 
@@ -66,6 +66,7 @@ class DmcSimulator:
 
     def __init__(self, config: EnvConfig, seed: int | np.random.RandomState) -> None:
         self._repeat = config.action_repeat
+        self._green = draws_green(config)
         if config.observation != "vector":
             self.render_profile = graphics.prepare(config.render_profile)
         else:
@@ -135,7 +136,7 @@ class DmcSimulator:
         """Takes up the model where there is a new one, as a composer's task may have at a reset."""
         if self._model is not self.physics.model:
             self._model, self._cameras = self.physics.model, {}
-            apply_to_model(self._model, self.render_profile)
+            apply_to_model(self._model, self.render_profile, self._green)
 
     def reset(self) -> None:
         """Starts a new episode."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from mudreamer_fast.config import EnvConfig
 from mudreamer_fast.envs import graphics
-from mudreamer_fast.envs.render_profile import ASSETS, write_assets
+from mudreamer_fast.envs.render_profile import ASSETS, draws_green, write_assets
 from mudreamer_fast.envs.tasks import EPISODE_SIMULATOR_STEPS, find_task
 from mudreamer_fast.envs.vector_env import (
     ActionSpec,
@@ -73,6 +73,7 @@ class EnvPoolEnv:
         self.render_profile = self._profile if self._pixels else None
         self._graphics_ready = self._pixels
         self._process = os.getpid()
+        self._green = draws_green(config)
         self._pool: Any = self._make_pool(num_envs, seed, config.simulator_threads)
         self.num_envs = num_envs
         action = self._pool.action_spec()
@@ -113,7 +114,7 @@ class EnvPoolEnv:
         installed = Path(envpool.make_spec(name).config.base_path)
         # the models are read while the simulators are made, and not again
         with tempfile.TemporaryDirectory(prefix="mudreamer_fast_assets_") as folder:
-            write_assets(installed, self._task.domain, self._profile, Path(folder))
+            write_assets(installed, self._task.domain, self._profile, Path(folder), self._green)
             self._correct_model(Path(folder) / ASSETS / f"{self._task.domain}.xml")
             return envpool.make_dm(name, base_path=folder, **options)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.config import ConfigError
-from mudreamer_fast.envs import VectorEnv
+from mudreamer_fast.envs import VectorEnv, without_layers
 from mudreamer_fast.machine.screen import say
 from mudreamer_fast.run.folder import write_json
 
@@ -34,7 +34,7 @@ ALLOW = "--allow-other-simulator"
 
 def simulator(env: VectorEnv) -> dict[str, str]:
     """The versions of what simulates and renders, by package."""
-    return _versions(SIMULATORS.get(type(env).__name__, ()))
+    return _versions(SIMULATORS.get(type(without_layers(env)).__name__, ()))
 
 
 def write(path: Path, env: VectorEnv, agent: Agent) -> None:

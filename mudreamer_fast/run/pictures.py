@@ -185,12 +185,17 @@ def _write_gif(frames: Sequence[Frame], path: Path, fps: float) -> None:
     images[0].save(path, save_all=True, append_images=images[1:], duration=duration_ms, loop=0)
 
 
+def write_picture(frame: Frame, path: str | os.PathLike[str]) -> None:
+    """Writes a picture (H, W, 3) as a PNG."""
+    from PIL import Image
+
+    Image.fromarray(frame).save(path, format="PNG")
+
+
 def write_strip(
     frames: Sequence[Frame], path: str | os.PathLike[str], count: int = 8, scale: int = 2
 ) -> None:
     """Writes `count` frames, evenly spread over the episode, side by side as a PNG."""
-    from PIL import Image
-
     if not frames:
         raise ValueError("a strip needs at least one frame")
     chosen = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
@@ -199,4 +204,4 @@ def write_strip(
     for index in chosen:
         parts += [gap, frames[index]]
     strip = np.concatenate(parts[1:], axis=1).repeat(scale, axis=0).repeat(scale, axis=1)
-    Image.fromarray(strip).save(path, format="PNG")
+    write_picture(strip, path)

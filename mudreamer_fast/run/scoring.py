@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,13 +63,15 @@ def score(
     """Plays episodes in environments of their own and adds up their rewards.
 
     Args:
-        env_config: task; at most its `num_envs` environments run side by side.
+        env_config: task; at most its `num_envs` environments run side by side, before the videos
+            for evaluation, if there are any behind them.
         make_policy: the policy to score.
         episodes: number of episodes.
         seed: of the environments: the same seed gives the same episodes to every policy.
         film: keep the pictures of the first episode.
         interrupt: called at every step; what it raises ends the evaluation.
     """
+    env_config = dataclasses.replace(env_config, background_set="evaluation")
     env = make_env(env_config, min(episodes, env_config.num_envs), seed)
     try:
         return evaluate(env, make_policy(env), episodes, film, interrupt=interrupt)

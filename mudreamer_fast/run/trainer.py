@@ -12,7 +12,7 @@ import torch
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.collect import Collector, Episode, PolicyNotFiniteError, random_policy
 from mudreamer_fast.config import Config
-from mudreamer_fast.envs import make_env
+from mudreamer_fast.envs import make_env, without_layers
 from mudreamer_fast.evaluate import Evaluation
 from mudreamer_fast.learner import Learner, Update
 from mudreamer_fast.machine.device import (
@@ -72,9 +72,8 @@ class Trainer:
             self.batches = Prefetcher(self.replay, *sizes, config.replay.batches_ahead, device)
             self._open.callback(self.batches.close)
             self.collector = self._make_collector()
-            self._history = open_history(
-                config, self.env, self.collector, self.replay, self.batches
-            )
+            seen = self.collector, self.replay, self.batches
+            self._history = open_history(config, self.env, *seen)
             if resume:
                 taken_up = self.agent, self.replay, self.batches, self._history
                 saving.restore(saved, self.folder, *taken_up)
@@ -125,7 +124,7 @@ class Trainer:
         graphs = " in CUDA graphs" if self.agent.graphed else ""
         meanwhile = ", acting meanwhile" if self.learner.in_background else ""
         parameters, ops = sum(self.agent.parameter_counts().values()), self.agent.operations
-        made = f"{type(self.env).__name__}, {parameters / 1e6:.2f} M parameters"
+        made = f"{type(without_layers(self.env)).__name__}, {parameters / 1e6:.2f} M parameters"
         on = f"{made} on {self.agent.device}, {ops}{graphs}{meanwhile}"
         self.reporter.introduce(on, ops.why)
         self._report_problems()

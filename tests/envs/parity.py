@@ -74,7 +74,12 @@ class Shown(NamedTuple):
 
 
 def play_both(
-    task: str, steps: int, profile: str, frame_steps: Collection[int], size: int = 64
+    task: str,
+    steps: int,
+    profile: str,
+    frame_steps: Collection[int],
+    size: int = 64,
+    **options: Any,
 ) -> tuple[list[Shown], list[Shown]]:
     """The same random episode on EnvPool and on dm_control.
 
@@ -84,13 +89,14 @@ def play_both(
         profile: render profile.
         frame_steps: the steps to have images of; 0 is the reset.
         size: of the images.
+        options: other settings of the environment.
 
     Returns:
         The reset and the steps on EnvPool, and those on dm_control.
     """
     seed = SEEDS.get(task, USUAL_SEED)
     config = EnvConfig(
-        task, "vector", action_repeat=2, render_profile=profile  # type: ignore[arg-type]
+        task, "vector", action_repeat=2, render_profile=profile, **options  # type: ignore[arg-type]
     )  # fmt: skip
     # EnvPool first: after its last picture dm_control takes its context in this thread for current
     left = play_envpool(config, seed, steps, frame_steps, size)
