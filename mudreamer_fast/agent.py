@@ -165,7 +165,7 @@ class Agent:
             "critic": adam(critic, behaviour.critic_learning_rate, behaviour),
         }
         decoder = self.world_model.decoder
-        if decoder is not None:
+        if decoder is not None and not model.reconstruction:
             optimisers["decoder"] = adam(decoder.parameters(), model.learning_rate, model)
         return optimisers
 
@@ -269,7 +269,8 @@ class Agent:
         metrics["behaviour/actor_grad_norm"] = adam["actor"].apply(actor_gradients)
         metrics["behaviour/critic_grad_norm"] = adam["critic"].apply(critic_gradients)
 
-        move_average(model.slow_value, model.value, config.model.slow_value_decay)
+        if model.value is not None and model.slow_value is not None:
+            move_average(model.slow_value, model.value, config.model.slow_value_decay)
         move_average(behaviour.slow_critic, behaviour.critic, config.behaviour.slow_critic_decay)
         self._metrics = tuple(metrics)
         return {"metrics": torch.stack([metric.detach().float() for metric in metrics.values()])}
@@ -311,6 +312,7 @@ class Agent:
             "value": self.world_model.value,
             "action_predictor": self.world_model.action,
             "decoder": self.world_model.decoder,
+            "vector_decoder": self.world_model.vector_decoder,
             "actor": self.behaviour.actor,
             "critic": self.behaviour.critic,
         }

@@ -101,12 +101,16 @@ class ModelConfig:
     """Added to the variance in layer norm and batch norm."""
     decoder: bool = False
     """Also train a decoder on stopped gradients, for pictures of what the model knows."""
+    reconstruction: bool = False
+    """Learn from a decoder of all that is observed, as DreamerV3 does and MuDreamer does not."""
+    value_predictor: bool = True
+    """Predict the values of the replayed steps; off is the paper's ablation."""
     action_predictor: bool = True
     """Predict the previous action from features and previous state; off is the paper's ablation."""
     free_nats: float = 1.0
     """The KL divergence below which neither KL term has a gradient."""
     prediction_scale: float = 1.0
-    """Weight of the reward, continue, value and action losses."""
+    """Weight of the reward, continue, value, action and reconstruction losses."""
     dynamics_scale: float = 0.95
     """Weight of the KL that moves the prior towards the posterior."""
     representation_scale: float = 0.05
@@ -406,8 +410,21 @@ PRESETS: dict[str, tuple[str, Config]] = {
         "The same with videos as DreamerPro and TPC have them.",
         Config(env=EnvConfig(background="video", background_start="random")),
     ),
+    "dmc_vision_dreamerv3": (
+        "DreamerV3 in the same code: it reconstructs, predicts neither values nor actions.",
+        Config(
+            model=ModelConfig(
+                batch_norm="none",
+                reconstruction=True,
+                value_predictor=False,
+                action_predictor=False,
+                dynamics_scale=0.5,
+                representation_scale=0.1,
+            )
+        ),
+    ),
     "dmc_proprio": (
-        "The same without videos, from the simulator's state vectors.",
+        "MuDreamer from the simulator's state vectors.",
         Config(env=EnvConfig(observation="vector")),
     ),
     "quick": (

@@ -1,7 +1,8 @@
 """The world model: features, beliefs, predictions, and the loss that trains them.
 
 MuDreamer (arXiv 2405.15083), section 3: no reconstruction; rewards, values, continuations and the
-agent's own past actions are what the model must know.
+agent's own past actions are what the model must know. Each of these can be left out, and
+reconstruction put in, which makes DreamerV3 (arXiv 2301.04104v1) of it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mudreamer_fast.networks import (
     Encoder,
     Rssm,
     ScalarHead,
+    VectorDecoder,
 )
 from mudreamer_fast.ops.operations import Operations
 from mudreamer_fast.ops.signatures import State
@@ -36,7 +38,7 @@ class WorldModelLoss:
     metrics: dict[str, Tensor]
     """Scalars to log."""
     decoder: Tensor | None
-    """() the decoder's own loss, where there is one."""
+    """() the decoder's own loss, where there is one that teaches the model nothing."""
 
 
 class WorldModel(nn.Module):
@@ -69,23 +71,28 @@ class WorldModel(nn.Module):
         size = self.rssm.feature_size
         self.reward = ScalarHead(config, size, ops)
         self.cont = ContinueHead(config, size, ops)
-        self.value = ScalarHead(config, size, ops)
-        self.slow_value = self.value.frozen_copy()
+        self.value = ScalarHead(config, size, ops) if config.value_predictor else None
+        self.slow_value = None if self.value is None else self.value.frozen_copy()
         self.action = (
             ActionHead(config, self.encoder.size + size, action_size, continuous, ops)
             if config.action_predictor
             else None
         )
+        decodes = config.decoder or config.reconstruction
         self.decoder = (
-            Decoder(config, size, shapes["image"]) if config.decoder and "image" in shapes else None
+            Decoder(config, size, shapes["image"]) if decodes and "image" in shapes else None
+        )
+        self.vector_decoder = (
+            VectorDecoder(config, size, shapes["vector"][0], ops)
+            if config.reconstruction and "vector" in shapes
+            else None
         )
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What the world-model loss trains: all but the decoder and the slow value head."""
+        """What the world-model loss trains: no slow value head, and no decoder beside the model."""
+        apart = ("slow_value.",) if self.config.reconstruction else ("slow_value.", "decoder.")
         return [
-            parameter
-            for name, parameter in self.named_parameters()
-            if not name.startswith(("decoder.", "slow_value."))
+            parameter for name, parameter in self.named_parameters() if not name.startswith(apart)
         ]
 
     def loss(self, batch: Mapping[str, Tensor], uniforms: Tensor) -> WorldModelLoss:
@@ -102,15 +109,18 @@ class WorldModel(nn.Module):
         reward = self.reward.loss(self.reward(feature), batch["reward"]).mean()
         cont = self.cont.loss(self.cont(feature), batch["is_terminal"]).mean()
         value = self._value_loss(feature, batch)
-        action = reward.new_zeros(())
+        decoder = self._decoder_loss(feature, batch)
+        action = reconstruction = reward.new_zeros(())
         if self.action is not None:
             read = torch.cat([embed, seen.previous.feature], dim=-1)
             log_prob = self.action(read).log_prob(batch["action"])
             action = -_masked_mean(log_prob, ~is_first)
         dynamics, representation, divergence = self._kl_losses(seen.posterior, seen.prior)
         config = self.config
+        if config.reconstruction and decoder is not None:
+            reconstruction = decoder
         total = (
-            config.prediction_scale * (reward + cont + value + action)
+            config.prediction_scale * (reward + cont + value + action + reconstruction)
             + config.dynamics_scale * dynamics
             + config.representation_scale * representation
         )
@@ -124,16 +134,26 @@ class WorldModel(nn.Module):
             "kl": divergence,
             **self._health(embed, seen.posterior, seen.prior),
         }
-        decoder = None
-        if self.decoder is not None:
-            decoder = self.decoder.loss(feature, batch["image"]).mean()
+        if decoder is not None:
             metrics["loss_decoder"] = decoder
-        return WorldModelLoss(total, seen.state, metrics, decoder)
+        own = None if config.reconstruction else decoder
+        return WorldModelLoss(total, seen.state, metrics, own)
+
+    def _decoder_loss(self, feature: Tensor, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Squared error of all that is decoded; without reconstruction the model learns nothing."""
+        if not self.config.reconstruction:
+            feature = feature.detach()
+        losses = []
+        if self.decoder is not None:
+            losses.append(self.decoder.loss(feature, batch["image"]).mean())
+        if self.vector_decoder is not None:
+            losses.append(self.vector_decoder.loss(feature, batch["vector"]).mean())
+        return sum(losses[1:], start=losses[0]) if losses else None
 
     def _value_loss(self, feature: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Cross entropy of the value head to lambda-returns along the replayed sequence."""
         is_first = batch["is_first"]
-        if is_first.shape[1] == 1:
+        if self.value is None or self.slow_value is None or is_first.shape[1] == 1:
             return feature.new_zeros(())
         with torch.no_grad():
             bootstrap = self.slow_value.mean(self.slow_value(feature))

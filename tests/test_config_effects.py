@@ -146,6 +146,14 @@ BUILT: dict[str, dict[Any, Callable[[Agent], bool]]] = {
         False: lambda agent: agent.world_model.decoder is None,
         True: lambda agent: agent.reconstruct(batch("both"))[0, 0].shape == (3, 64, 64),
     },
+    "model.reconstruction": {
+        False: lambda agent: taught(agent).isdisjoint({"decoder", "vector_decoder"}),
+        True: lambda agent: taught(agent) >= {"decoder", "vector_decoder"},
+    },
+    "model.value_predictor": {
+        False: lambda agent: agent.world_model.value is None and "value" not in taught(agent),
+        True: lambda agent: "value" in taught(agent),
+    },
     "model.action_predictor": {
         False: lambda agent: action_loss(agent) == 0,
         True: lambda agent: action_loss(agent) != 0,
@@ -203,6 +211,14 @@ def normed_by_batch(agent: Agent) -> set[str]:
 
 def action_loss(agent: Agent) -> float:
     return agent.update(batch("both"))["world_model/loss_action"]
+
+
+def taught(agent: Agent) -> set[str]:
+    """Parts of the world model that its loss has moved."""
+    agent.update(batch("both"))
+    moved = agent.optimisers["world_model"].adam.state
+    names = {id(w): name for name, w in agent.world_model.named_parameters()}
+    return {names[id(w)].split(".")[0] for w, state in moved.items() if state["exp_avg"].any()}
 
 
 def learned(agent: Agent) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

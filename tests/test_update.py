@@ -37,6 +37,21 @@ REFERENCE = {
         }
     ),
     "vector-without-action-predictor": Case(model={"action_predictor": False}),
+    "vector-without-value-predictor": Case(action="discrete", model={"value_predictor": False}),
+    "vector-without-predictors": Case(
+        model={"action_predictor": False, "value_predictor": False, "batch_norm": "none"}
+    ),
+    "vector-reconstruction": Case(model={"reconstruction": True, "layers": 2}),
+    "both-dreamerv3": Case(
+        "both",
+        model={
+            "reconstruction": True, "batch_norm": "none", "value_predictor": False,
+            "action_predictor": False,
+        },
+    ),
+    "pixels-reconstruction-with-decoder": Case(
+        "pixels", "discrete", {"reconstruction": True, "decoder": True}
+    ),
     "vector-without-unimix": Case(action="discrete", model={"unimix": 0.0}),
     "pixels": Case("pixels"),
     "pixels-discrete-decoder": Case("pixels", "discrete", {"decoder": True}),

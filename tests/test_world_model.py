@@ -270,6 +270,37 @@ def test_world_model_decoder_teaches_the_world_model_nothing() -> None:
     assert all(gradient is None for gradient in into)
 
 
+@pytest.mark.parametrize("pixels", [True, False])
+def test_world_model_that_reconstructs_learns_from_what_it_sees_alone(pixels: bool) -> None:
+    """Without another teacher the encoder learns to tell what the decoder is to draw."""
+    model = made_model(
+        pixels=pixels, reconstruction=True, value_predictor=False, action_predictor=False
+    )
+    batch, uniforms = made_batch(pixels=pixels), made_uniforms(model)
+    loss = model.loss(batch, uniforms)
+    assert loss.decoder is None
+    assert loss.metrics["loss_value"] == loss.metrics["loss_action"] == 0
+    part = model.decoder if pixels else model.vector_decoder
+    assert {name.split(".")[0] for name, _ in model.named_parameters()}.isdisjoint(
+        ("value", "slow_value", "action")
+    )
+    trained = {id(parameter) for parameter in model.trained_parameters()}
+    assert all(id(parameter) in trained for parameter in part.parameters())
+    reached = torch.autograd.grad(
+        loss.metrics["loss_decoder"],
+        [*model.encoder.parameters(), *part.parameters()],
+        retain_graph=True,
+    )
+    assert all((gradient != 0).any() for gradient in reached)
+    parts = ("reward", "continue", "decoder")
+    expected = (
+        sum(loss.metrics[f"loss_{name}"] for name in parts)
+        + (model.config.dynamics_scale + model.config.representation_scale)
+        * loss.metrics["loss_dynamics"]
+    )
+    torch.testing.assert_close(loss.total, expected)
+
+
 def test_world_model_trains_all_but_the_decoder_and_the_slow_value_head() -> None:
     model = made_model(pixels=True, decoder=True)
     trained = {id(parameter) for parameter in model.trained_parameters()}

@@ -1,7 +1,7 @@
 """The networks: parameters and shapes, with the maths left to the operations they are handed."""
 
 from mudreamer_fast.networks.actor import ActionHead
-from mudreamer_fast.networks.decoder import Decoder
+from mudreamer_fast.networks.decoder import Decoder, VectorDecoder
 from mudreamer_fast.networks.encoder import Encoder
 from mudreamer_fast.networks.heads import ContinueHead, ScalarHead
 from mudreamer_fast.networks.rssm import Rssm
@@ -13,4 +13,5 @@ __all__ = [
     "Encoder",
     "Rssm",
     "ScalarHead",
+    "VectorDecoder",
 ]

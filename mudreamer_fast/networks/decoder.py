@@ -1,4 +1,4 @@
-"""Pictures of what the model knows; it reads stopped gradients and teaches nothing."""
+"""From model states back to what was observed: pictures of what the model knows, or its teacher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from mudreamer_fast.config import ModelConfig
 from mudreamer_fast.networks.encoder import halvings
-from mudreamer_fast.networks.layers import LinearParameters, init_weight
+from mudreamer_fast.networks.layers import LinearParameters, Mlp, init_weight
+from mudreamer_fast.ops.operations import Operations
+from mudreamer_fast.ops.symlog import symlog
 
 
 class Decoder(nn.Module):
@@ -39,7 +41,7 @@ class Decoder(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """Map model states (..., F) to images (..., c, h, w), about [-0.5, 0.5]."""
-        rows = feature.detach().flatten(0, -2)
+        rows = feature.flatten(0, -2)
         x = F.linear(rows, *self.project.tensors()).view(len(rows), -1, *self.edges)
         *left_over, last = self.left_over
         for kernel, norm, pixels in zip(self.kernels, self.norms, left_over, strict=False):
@@ -53,3 +55,24 @@ class Decoder(nn.Module):
         target = image.to(feature.dtype) / 255.0 - 0.5
         image_error: Tensor = self(feature) - target
         return image_error.square().sum((-3, -2, -1))
+
+
+class VectorDecoder(nn.Module):
+    """The simulator's state vector, under symlog (arXiv 2301.04104v1, symlog predictions).
+
+    Args:
+        config: the model's configuration.
+        inputs: F, width of the model state.
+        outputs: width of the vector.
+        ops: the operations, reference or fused.
+    """
+
+    def __init__(self, config: ModelConfig, inputs: int, outputs: int, ops: Operations) -> None:
+        super().__init__()
+        dims = config.dimensions
+        self.mlp = Mlp(inputs, dims.hidden, dims.layers, outputs, ops, config.norm_eps)
+
+    def loss(self, feature: Tensor, vector: Tensor) -> Tensor:
+        """Squared error (...), summed over the vector, to symlog of vectors (..., n)."""
+        error: Tensor = self.mlp(feature) - symlog(vector)
+        return error.square().sum(-1)

@@ -42,6 +42,23 @@ def test_size_s_has_the_parameters_of_the_published_dreamerv3_part_by_part() -> 
     }
 
 
+@pytest.mark.parametrize(
+    ("size", "millions"), [("XS", 8), ("S", 18), ("M", 37), ("L", 77), ("XL", 200)]
+)
+def test_what_reconstructs_has_the_sizes_of_dreamerv3(size: SizeName, millions: int) -> None:
+    """arXiv 2301.04104v1, model sizes; the moving averages are no parameters there."""
+    config = ModelConfig(
+        size=size, batch_norm="none", reconstruction=True, value_predictor=False,
+        action_predictor=False,
+    )  # fmt: skip
+    parts = counts(config)
+    assert parts.keys() == {
+        "encoder", "rssm", "reward", "cont", "decoder", "actor", "critic", "slow_critic", "scale",
+    }  # fmt: skip
+    total = sum(parts.values()) - parts["slow_critic"]
+    assert total / 1e6 == pytest.approx(millions, rel=0.05)
+
+
 def test_size_s_parts_of_mudreamer_alone_are_built_like_those_it_shares() -> None:
     ours = counts(ModelConfig(size="S"))
     # There "value" is the actor-critic's and the only one; here the world model has its own as

@@ -46,11 +46,11 @@ class Twin:
         self.generator = torch.Generator(device)
         self.generator.set_state(generator)
         self.updates = 0
+        parts = "encoder", "rssm", "reward", "cont", "value", "action", "vector_decoder"
+        if model["reconstruction"]:
+            parts = *parts, "decoder"
         self.adams = {
-            "world_model": self._adam(
-                self.world, ("encoder", "rssm", "reward", "cont", "value", "action"),
-                model["learning_rate"], model,
-            ),
+            "world_model": self._adam(self.world, parts, model["learning_rate"], model),
             "actor": self._adam(
                 self.acting, ("actor",), behaviour["actor_learning_rate"], behaviour
             ),
@@ -58,7 +58,7 @@ class Twin:
                 self.acting, ("critic",), behaviour["critic_learning_rate"], behaviour
             ),
         }  # fmt: skip
-        if any(name.startswith("decoder.") for name in world):
+        if not model["reconstruction"] and any(name.startswith("decoder.") for name in world):
             self.adams["decoder"] = self._adam(
                 self.world, ("decoder",), model["learning_rate"], model
             )

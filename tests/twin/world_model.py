@@ -22,6 +22,7 @@ from tests.twin.maths import (
     moved_statistics,
     normalise,
     silu,
+    symlog,
     two_hot_loss,
     two_hot_mean,
 )
@@ -136,6 +137,25 @@ def continue_loss(w: Weights, s: Tensor, is_terminal: Tensor, model: Settings) -
     return -torch.where(is_terminal, 1 - p, p).log().mean()
 
 
+def image_loss(w: Weights, s: Tensor, image: Tensor, model: Settings) -> Tensor:
+    target = image.double().flatten(0, 1) / 255 - 0.5
+    error = decode(w, s.flatten(0, 1), model) - target
+    return (error**2).sum((1, 2, 3)).mean()
+
+
+def reconstruction_loss(
+    w: Weights, s: Tensor, batch: Mapping[str, Tensor], model: Settings
+) -> Tensor:
+    """DreamerV3's: squared errors, summed, of the image and of the vector's symlog."""
+    loss = torch.zeros((), dtype=torch.float64)
+    if "image" in batch:
+        loss = loss + image_loss(w, s, batch["image"], model)
+    if "vector" in batch:
+        error = mlp(w, "vector_decoder", s, model) - symlog(batch["vector"].double())
+        loss = loss + (error**2).sum(-1).mean()
+    return loss
+
+
 def world_model_loss(
     w: Weights,
     batch: Mapping[str, Tensor],
@@ -151,8 +171,11 @@ def world_model_loss(
     s = state(seen.deter, seen.stoch)
     reward = two_hot_loss(mlp(w, "reward", s, model), batch["reward"].double()).mean()
     cont = continue_loss(w, s, batch["is_terminal"], model)
-    value = value_loss(w, s, batch, model, behaviour)
-    action = torch.zeros((), dtype=torch.float64)
+    action = value = reconstruction = torch.zeros((), dtype=torch.float64)
+    if model["value_predictor"]:
+        value = value_loss(w, s, batch, model, behaviour)
+    if model["reconstruction"]:
+        reconstruction = reconstruction_loss(w, s, batch, model)
     if model["action_predictor"]:
         out = mlp(w, "action", torch.cat([x, seen.previous], -1), model)
         guess = Policy(out, continuous, model["unimix"])
@@ -162,7 +185,7 @@ def world_model_loss(
     dynamics, representation = divergence(q.detach(), p), divergence(q, p.detach())
     free = torch.tensor(float(model["free_nats"]), dtype=torch.float64)
     loss = (
-        model["prediction_scale"] * (reward + cont + value + action)
+        model["prediction_scale"] * (reward + cont + value + action + reconstruction)
         + model["dynamics_scale"] * torch.maximum(free, dynamics).mean()
         + model["representation_scale"] * torch.maximum(free, representation).mean()
     )
@@ -180,10 +203,10 @@ def world_model_loss(
         "prior_entropy": entropy(p).mean(),
     }
     decoder = None
-    if model["decoder"] and "image" in batch:
-        target = batch["image"].double().flatten(0, 1) / 255 - 0.5
-        error = decode(w, s.detach().flatten(0, 1), model) - target
-        decoder = metrics["loss_decoder"] = (error**2).sum((1, 2, 3)).mean()
+    if model["reconstruction"]:
+        metrics["loss_decoder"] = reconstruction
+    elif model["decoder"] and "image" in batch:
+        decoder = metrics["loss_decoder"] = image_loss(w, s.detach(), batch["image"], model)
     return Seen(
         loss, decoder, seen.deter.detach(), seen.stoch.detach(), statistics, metrics,
         dynamics.detach(), margin(q, uniforms),
