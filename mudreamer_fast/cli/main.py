@@ -140,6 +140,8 @@ class EvaluateCommand:
     """auto, cpu, cuda or cuda:N, whatever the run was trained on."""
     backend: BackendName = "auto"
     """Implementation of the model's operations, whatever the run was trained with."""
+    background_videos: Path | None = None
+    """Where the run's videos lie, if not where they lay then."""
     allow_other_simulator: bool = False
     """Play in another simulator, or another version of it, than the run was made with."""
 
@@ -292,6 +294,10 @@ def _evaluate(words: list[str]) -> int:
         except ValueError as error:
             raise ConfigError(str(error)) from None
     stored = read_stored(command.run, command.checkpoint)
+    if command.background_videos is not None:
+        config = stored.config
+        env = dataclasses.replace(config.env, background_videos=str(command.background_videos))
+        stored = dataclasses.replace(stored, config=dataclasses.replace(config, env=env))
     eval_policy = command.policy or stored.config.train.eval_policy
     evaluation = score_agent(
         Agent.of(stored, command.device, command.backend),

@@ -73,7 +73,10 @@ def find(place: str) -> dict[Use, list[Path]]:
     """
     root = Path(place).expanduser()
     if not root.exists():
-        raise ConfigError(f"background_videos {root} does not exist")
+        raise ConfigError(
+            f"background_videos {root} does not exist: name where they lie, to train by "
+            "--env.background-videos and to evaluate by --background-videos"
+        )
     found: dict[Use, list[Path]] = {
         use: [path for name in names for path in _videos_below(root / name)]
         for use, names in FOLDERS.items()

@@ -43,11 +43,11 @@ def read_saved(folder: RunFolder, config: Config, resume: bool) -> tuple[Config,
     before = read_config(folder.config)
     if config.env.render_profile == "auto":
         config = with_profile(config, before.env.render_profile)
-    if (before.env, before.model, before.behaviour) != (
-        config.env,
-        config.model,
-        config.behaviour,
-    ):
+    env = before.env
+    if env.background_videos is not None and config.env.background_videos is not None:
+        # the same videos may lie elsewhere
+        env = dataclasses.replace(env, background_videos=config.env.background_videos)
+    if (env, before.model, before.behaviour) != (config.env, config.model, config.behaviour):
         raise ConfigError("a resumed run keeps its settings of env, model and behaviour")
     saved = checkpoint.load(folder.checkpoint)
     if config.train.exact_resume and "history" not in saved:
