@@ -67,6 +67,7 @@ def describe(preset: str, config: Config) -> str:
         renderer = renderer_name()
     except EnvError as error:
         renderer = f"none: {error}"
+    longest = max(map(len, PRESETS))
     lines = [
         f"mudreamer_fast {_version('mudreamer-fast')}, Python {platform.python_version()}, "
         + ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
@@ -75,7 +76,7 @@ def describe(preset: str, config: Config) -> str:
         f"renderer   {renderer}",
         "presets",
         *(
-            f"  {'*' if name == preset else ' '} {name:12} {text}"
+            f"  {'*' if name == preset else ' '} {name:{longest}} {text}"
             for name, (text, _) in PRESETS.items()
         ),
         "tasks",

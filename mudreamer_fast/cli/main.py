@@ -44,7 +44,8 @@ _Command = TypeVar("_Command")
 
 
 def _preset_lines() -> str:
-    return "\n".join(f"  {name:12} {text}" for name, (text, _) in PRESETS.items())
+    width = max(map(len, PRESETS))
+    return "\n".join(f"  {name:{width}} {text}" for name, (text, _) in PRESETS.items())
 
 
 HELP = f"""\
