@@ -30,6 +30,7 @@ from mudreamer_fast.machine.late import LateValues
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
 from mudreamer_fast.networks.encoder import embed_size
 from mudreamer_fast.ops.distributions import entropy_range
+from mudreamer_fast.ops.signatures import State
 from mudreamer_fast.optim import ClippedAdam, move_average
 from mudreamer_fast.run.stored import StoredAgent, read_stored
 from mudreamer_fast.world_model import WorldModel
@@ -278,21 +279,58 @@ class Agent:
     @torch.no_grad()
     def reconstruct(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """Decode the posterior states of a batch into images (B, T, c, h, w) uint8."""
-        decoder = self.world_model.decoder
-        if decoder is None:
-            raise ValueError("this agent has no decoder: set model.decoder and observe pixels")
+        return self._decoded(self.beliefs(batch))
+
+    @torch.no_grad()
+    def dream(
+        self, batch: Mapping[str, np.ndarray], observe: int, imagine: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Decode what the model knows of sequences, and what it expects without looking.
+
+        Of every `observe + imagine` steps the first are seen; the others follow from the actions
+        alone, with latents of the prior.
+
+        Args:
+            batch: observations, action and is_first (B, T, ...), an episode each.
+            observe: steps that are seen, at least 1.
+            imagine: steps that are not.
+
+        Returns:
+            Images (B, T, c, h, w) uint8, from seeing every step, and from seeing some.
+        """
+        seen = self.beliefs(batch)
+        action = self._tensor(batch["action"])
+        generator = torch.Generator(self.device).manual_seed(0)
+        known = State(*(part.clone() for part in seen))
+        for begin in range(observe, action.shape[1], observe + imagine):
+            led_here = action[:, begin : begin + imagine]
+            start = State(*(part[:, begin - 1] for part in seen))
+            draws = self._uniforms(generator, *led_here.shape[:2], self.config.model.groups)
+            foreseen = self.world_model.rssm.foresee(start, led_here, draws)
+            for part, expected in zip(known, foreseen, strict=True):
+                part[:, begin : begin + imagine] = expected
+        return self._decoded(seen), self._decoded(known)
+
+    @torch.no_grad()
+    def beliefs(self, batch: Mapping[str, np.ndarray]) -> State:
+        """The posterior states (B, T) of a batch, as in acting."""
         data = {name: self._tensor(array) for name, array in batch.items()}
         rows, steps = data["is_first"].shape
         self.world_model.eval()
+        generator = torch.Generator(self.device).manual_seed(0)
         seen = self.world_model.rssm.observe(
             self.world_model.encoder(data),
             data["action"],
             data["is_first"],
-            self._uniforms(
-                torch.Generator(self.device).manual_seed(0), rows, steps, self.config.model.groups
-            ),
+            self._uniforms(generator, rows, steps, self.config.model.groups),
         )
-        images: Tensor = (decoder(seen.state.feature) + 0.5) * 255.0
+        return seen.state
+
+    def _decoded(self, state: State) -> np.ndarray:
+        decoder = self.world_model.decoder
+        if decoder is None:
+            raise ValueError("this agent has no decoder: set model.decoder and observe pixels")
+        images: Tensor = (decoder(state.feature) + 0.5) * 255.0
         pixels: np.ndarray = images.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         return pixels
 

@@ -32,7 +32,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("agent",),
     ("export", "run.made_with"),
     ("learner", "run.scoring", "run.pace", "run.replay", "run.history"),
-    ("run.results", "run.evaluator", "run.saving"),
+    ("run.results", "run.evaluator", "run.saving", "run.dreams"),
     ("run.lessons", "run.card"),
     ("run.trainer",),
     ("cli.predict",),

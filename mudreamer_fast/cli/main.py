@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, export, plot, info, check-env, videos and doctor.
+"""The command line: train, evaluate, dream, export, plot, info, check-env, videos and doctor.
 
 What a user can get wrong ends in one line on standard error and exit code 2. Only the standard
 library, tyro and light modules are imported before a command runs, so that --help is quick.
@@ -56,6 +56,7 @@ commands:
                              --resume-or-start RUN with one that may not have begun
   plot RUN... [options]      draw one metric of several runs side by side
   evaluate RUN [options]     score a run's newest or best checkpoint, and film it
+  dream RUN [options]        film an episode beside what the model knows and expects of it
   export RUN DIR [options]   write a run's agent to a folder of its own, with a card
   info [PRESET] [options]    tasks, presets, versions, and how long the preset takes here
   check-env TASK [options]   play any environment and say what the agent will see of it
@@ -148,6 +149,37 @@ class EvaluateCommand:
 
 
 @dataclass(frozen=True)
+class DreamCommand:
+    """Film an episode beside what the model makes of it: reconstructed, and imagined.
+
+    Of every OBSERVE + IMAGINE steps the model sees the first; the others it imagines from the
+    actions alone, which a white line below the picture tells. It takes a decoder: one that the run
+    has trained (--model.decoder, --model.reconstruction), or --train-decoder.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, one of its checkpoints, or the folder of an exported agent."""
+    observe: int = 5
+    """Steps that the model sees at the beginning of each stretch."""
+    imagine: int = 45
+    """Steps that it imagines then."""
+    steps: int = 250
+    """Policy steps to play, fewer where the episode ends."""
+    out: Path = Path("dream.mp4")
+    """Video to write, .mp4 or .gif."""
+    train_decoder: float | None = None
+    """Minutes in which a decoder is trained for a model that has none; nothing else changes."""
+    seed: int | None = None
+    """Seed of the episode; None takes the first of the run's own evaluations."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """The newest, or the one that scored best in the run's evaluations."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N, whatever the run was trained on."""
+    backend: BackendName = "auto"
+    """Implementation of the model's operations, whatever the run was trained with."""
+
+
+@dataclass(frozen=True)
 class ExportCommand:
     """Write a run's agent to a folder of its own: weights, settings, scores, curve and a card.
 
@@ -205,6 +237,7 @@ def _dispatch(words: list[str]) -> int:
     commands = {
         "train": _train,
         "evaluate": _evaluate,
+        "dream": _dream,
         "export": _export,
         "plot": _plot,
         "info": _info,
@@ -313,6 +346,45 @@ def _evaluate(words: list[str]) -> int:
     if command.video is not None:
         for path in write_film(evaluation, command.video, None, stored.config.env):
             print(f"  {path}")
+    return 0
+
+
+def _dream(words: list[str]) -> int:
+    command = _parse(DreamCommand, f"{PROGRAM} dream", words)
+    for name in ("observe", "imagine", "steps", "train_decoder"):
+        value = getattr(command, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"{name} must be positive, got {value}")
+    if command.seed is not None and command.seed < 0:
+        raise ConfigError(f"seed must not be negative, got {command.seed}")
+
+    from mudreamer_fast.agent import Agent
+    from mudreamer_fast.run.dreams import dream, teach_decoder, with_decoder
+    from mudreamer_fast.run.pictures import check_video_path, write_video
+    from mudreamer_fast.run.results import frames_per_second
+    from mudreamer_fast.run.stored import read_stored
+
+    try:
+        check_video_path(command.out)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    stored = read_stored(command.run, command.checkpoint)
+    if command.train_decoder is not None:
+        agent = with_decoder(stored, command.device, command.backend)
+        teach_decoder(agent, command.train_decoder, print)
+    else:
+        agent = Agent.of(stored, command.device, command.backend)
+        if agent.world_model.decoder is None:
+            raise ConfigError(
+                f"{command.run} has no decoder to show pictures with: give it one by "
+                "--train-decoder MINUTES, or train with --model.decoder"
+            )
+    found = dream(agent, command.observe, command.imagine, command.steps, command.seed)
+    if found.unseen.any():
+        print("squared error of a pixel (0 to 1) over the steps that were not seen")
+        for name, value in found.errors().items():
+            print(f"  {name:20} {value:.5f}")
+    print(write_video(found.frames(), command.out, frames_per_second(stored.config.env)))
     return 0
 
 

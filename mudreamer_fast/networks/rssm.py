@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mudreamer_fast.config import ModelConfig
@@ -11,6 +12,7 @@ from mudreamer_fast.networks.layers import (
     NormLinearParameters,
     RunningStatistics,
 )
+from mudreamer_fast.ops.distributions import bound_action
 from mudreamer_fast.ops.operations import Operations
 from mudreamer_fast.ops.signatures import Imagined, MlpWeights, Observed, RssmWeights, State
 
@@ -107,6 +109,31 @@ class Rssm(nn.Module):
             pooled = config.batch_norm_update == "pooled"
             self.running.update(observed.batch_mean, observed.batch_var, len(embed), pooled)
         return observed
+
+    def foresee(self, start: State, action: Tensor, uniforms: Tensor) -> State:
+        """Go on without seeing: `h_t = f(h_{t-1}, z_{t-1}, a_{t-1})`, `z_t ~ p(z | h_t)`.
+
+        Args:
+            start: before the first step, (B,).
+            action: (B, T, A), the action that led to each step.
+            uniforms: (B, T, G) in [0, 1).
+
+        Returns:
+            (B, T).
+        """
+        config, ops = self.config, self.ops
+        weights, eps = self.tensors(), config.norm_eps
+        deter, stoch = start
+        states = []
+        for led_here, draws in zip(action.unbind(1), uniforms.unbind(1), strict=True):
+            inputs = torch.cat([stoch.flatten(-2), bound_action(led_here)], dim=-1)
+            hidden = ops.linear_norm_act(inputs, weights.input, eps)
+            deter = ops.layernorm_gru(hidden, deter, weights.gru, eps)
+            hidden = ops.linear_norm_act(deter, weights.prior_hidden, eps)
+            logits = F.linear(hidden, *weights.prior_out).view_as(stoch)
+            stoch = ops.categorical_sample(logits, draws, config.unimix)
+            states.append(State(deter, stoch))
+        return State(*(torch.stack(parts, 1) for parts in zip(*states, strict=True)))
 
     def imagine(
         self,

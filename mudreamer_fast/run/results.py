@@ -62,6 +62,11 @@ def score_ratio(scores: Sequence[float], random_scores: Sequence[float]) -> floa
     return statistics.fmean(scores) / statistics.fmean(random_scores)
 
 
+def frames_per_second(env: EnvConfig) -> float:
+    """Policy steps a second of a video."""
+    return POLICY_STEPS_PER_SECOND * 2 / env.action_repeat
+
+
 def write_film(
     evaluation: Evaluation, video: Path, strip: Path | None, env: EnvConfig
 ) -> list[Path]:
@@ -71,8 +76,7 @@ def write_film(
     """
     if not evaluation.frames:
         return []
-    fps = POLICY_STEPS_PER_SECOND * 2 / env.action_repeat
-    written = [pictures.write_video(evaluation.frames, video, fps)]
+    written = [pictures.write_video(evaluation.frames, video, frames_per_second(env))]
     if strip is not None:
         pictures.write_strip(evaluation.seen or evaluation.frames, strip)
         written.append(strip)

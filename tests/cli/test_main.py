@@ -152,7 +152,9 @@ def test_help_and_version_import_neither_torch_nor_a_simulator() -> None:
     )
     assert done.stdout.splitlines()[-1] == "[]"
     assert done.stdout.startswith("usage: mudreamer-fast COMMAND")
-    for word in ("train", "evaluate", "plot", "info", "check-env", "videos", "doctor", *PRESETS):
+    for word in (
+        "train", "evaluate", "dream", "plot", "info", "check-env", "videos", "doctor", *PRESETS,
+    ):  # fmt: skip
         assert word in done.stdout
 
 
