@@ -579,6 +579,7 @@ def test_full_disk_at_a_checkpoint_does_not_end_the_run(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(arrays.ChecksummedFile, "close", full_twice)
+    monkeypatch.setattr(pace, "CHECKPOINT_SHARE", math.inf)
     result = train(tiny_run.config(checkpoint_every_seconds=1e-6), tmp_path)
     assert result.env_steps == 120
     warnings = [w for w in capsys.readouterr().err.splitlines() if w.startswith("warning")]

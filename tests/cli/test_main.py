@@ -160,7 +160,7 @@ def test_help_and_version_import_neither_torch_nor_a_simulator() -> None:
 
 ERRORS = {
     "frobnicate": "unknown command 'frobnicate'",
-    "train slow": "unknown preset 'slow'; there are dmc_vision, dmc_proprio, quick",
+    "train slow": f"unknown preset 'slow'; there are {', '.join(PRESETS)}",
     "train quick --model.size Q": "invalid choice 'Q' for argument '--model.size'",
     "train quick --train.env-steps x": "invalid literal for int() with base 10: 'x'",
     "train quick --no-such-option": "Unrecognized options: --no-such-option",

@@ -19,12 +19,13 @@ def test_decoder_draws_images_of_the_encoders_size(size: tuple[int, int]) -> Non
     assert len(decoder.project.weight) == encoder.size
 
 
-def test_decoder_sends_no_gradient_to_what_it_reads() -> None:
+def test_decoder_sends_gradients_to_all_its_weights_and_to_what_it_reads() -> None:
     decoder = Decoder(tiny.model_config(), inputs=11, shape=(3, 64, 64))
     feature = torch.randn(2, 3, 11, requires_grad=True)
     image = torch.randint(0, 256, (2, 3, 3, 64, 64), dtype=torch.uint8)
     decoder.loss(feature, image).mean().backward()
-    assert feature.grad is None
+    assert feature.grad is not None
+    assert (feature.grad != 0).all()
     assert all((parameter.grad != 0).any() for parameter in decoder.parameters())
 
 
