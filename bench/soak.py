@@ -3,8 +3,9 @@
     python -m bench.soak OUT.json [--minutes 120] [--kill-every 10] [-- TRAIN OPTIONS...]
 
 Starts `mudreamer-fast train --resume-or-start`, kills it with SIGKILL at random moments about every
-`--kill-every` minutes, starts it again, and looks at it every ten seconds: memory (pages counted
-once), open files, threads and processes of the run and its children, and the steps in its log. OUT
+`--kill-every` minutes, starts it again, and looks at it every ten seconds: memory of its own (files
+that are mapped are the system's cache), open files, threads and processes of the run and its
+children, and the steps in its log. OUT
 holds all of that, and what is asked of it: memory that grows by no more than 2% once the replay is
 full, no more files, threads and processes at the end than at the beginning, and in the last stretch
 between two kills no less than 95% of the first one's steps a second. Exit code 1 where it does not
@@ -97,8 +98,8 @@ def look(pid: int, seconds: float, env_steps: int) -> Look | None:
     try:
         for process in processes:
             folder = Path(f"/proc/{process}")
-            shares = (folder / "smaps_rollup").read_text().split("Pss:")[1]
-            memory += 1024 * int(shares.split()[0])
+            rest = (folder / "smaps_rollup").read_text().split("Anonymous:")[1]
+            memory += 1024 * int(rest.split()[0])
             files += len(list((folder / "fd").iterdir()))
             threads += len(list((folder / "task").iterdir()))
     except (OSError, IndexError):

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -692,6 +693,30 @@ def test_resume_with_another_model_or_task_is_refused(
     start(config, tmp_path).__exit__()
     with pytest.raises(ConfigError, match="keeps its settings of env, model and behaviour"):
         train(change(config), tmp_path, resume=True)
+
+
+def test_a_resumed_run_keeps_no_file_of_its_checkpoint_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where something keeps the frames of its beginning, as exceptions in a cache do."""
+    config, frames = tiny_run.config(), []
+    with start(config, tmp_path) as run:
+        step(run, 12)
+        run.save()
+    monkeypatch.setattr(arrays, "MAP_BYTES", 1)
+    monkeypatch.setattr(trainer, "write_config", lambda *args: frames.append(sys._getframe(1)))
+
+    def mapped() -> list[str]:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return [line for line in lines if str(tmp_path) in line]
+
+    saved = checkpoint.load(tmp_path / "checkpoint")
+    assert mapped()
+    del saved
+    with start(config, tmp_path, resume=True) as run:
+        assert len(run.replay) == 26
+        assert mapped() == []
+    assert frames
 
 
 def test_resume_of_a_run_without_checkpoint_is_refused_and_a_new_start_is_not(

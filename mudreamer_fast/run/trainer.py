@@ -72,11 +72,11 @@ class Trainer:
             self.batches = Prefetcher(self.replay, *sizes, config.replay.batches_ahead, device)
             self._open.callback(self.batches.close)
             self.collector = self._make_collector()
-            seen = self.collector, self.replay, self.batches
-            self._history = open_history(config, self.env, *seen)
+            kept = self.replay, self.batches
+            self._history = open_history(config, self.env, self.collector, *kept)
             if resume:
-                taken_up = self.agent, self.replay, self.batches, self._history
-                saving.restore(saved, self.folder, *taken_up)
+                saving.restore(saved, self.folder, self.agent, *kept, self._history)
+            del saved  # maps of files, which this frame would keep, if an exception kept the frame
             self.learner = self._make_learner(device)  # copies the weights that are there now
             self._open.callback(self.learner.close)
             learning = self.agent.updates or can_learn(config, self.replay)
