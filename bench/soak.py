@@ -230,7 +230,7 @@ def main(words: list[str] | None = None) -> int:
     found = verdict(stretches, capacity)
     content = {
         **surroundings(),
-        "command": shlex.join(command),
+        "command": shlex.join(["mudreamer-fast", "train", *train, "--resume-or-start", "RUN"]),
         "minutes": options.minutes,
         "verdict": found,
         "stretches": [asdict(one) for one in stretches],
