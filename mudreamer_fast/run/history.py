@@ -16,6 +16,7 @@ from mudreamer_fast.envs import VectorEnv, VectorStep
 from mudreamer_fast.envs.vector_env import FloatArray
 from mudreamer_fast.machine.device import overlaps
 from mudreamer_fast.replay import ReplayBuffer
+from mudreamer_fast.replay.batch import check_uint64
 from mudreamer_fast.replay.prefetch import Prefetcher
 
 CHUNK_STEPS = 4096
@@ -127,9 +128,13 @@ class History:
         Args:
             state: from a run with the same seeds.
             acting: the actor, which steps through the environments if it did.
+
+        Raises:
+            ValueError: the sampler's generator has no such state.
         """
         self.behind = True
         self._generator = state["generator"]
+        check_uint64("generator", self._generator)
         self._drawn = state["windows"], state["batches"]
         for action in state["actions"]:
             self._actions.append(action)

@@ -408,6 +408,21 @@ def test_environments_that_do_not_come_back_are_told(
     assert train(inexact, tmp_path, resume=True).env_steps == 240
 
 
+@pytest.mark.parametrize("generator", [-1, 2**64, "a word"])
+def test_a_history_with_no_state_of_the_sampler_is_one_line(
+    tmp_path: Path, generator: object
+) -> None:
+    with start(config(), tmp_path) as run:
+        step(run, 12)
+        run.save()
+    state = checkpoint.load(tmp_path / "checkpoint")
+    state["history"]["generator"] = generator
+    checkpoint.save(state, tmp_path / "checkpoint")
+    with pytest.raises(checkpoint.CheckpointError) as caught:
+        train(config(), tmp_path, resume=True)
+    assert "\n" not in str(caught.value)
+
+
 def test_exact_resume_is_what_brings_environments_back(
     tmp_path: Path, made_envs: list[tuple[int, int]]
 ) -> None:
