@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import tyro
 
@@ -34,6 +34,9 @@ from mudreamer_fast.machine.allocator import keep_freed_memory
 from mudreamer_fast.machine.screen import say, silence
 from mudreamer_fast.run.folder import RunFolder, default_run_dir, read_config
 from mudreamer_fast.run.metrics import METRICS_FILE
+
+if TYPE_CHECKING:
+    from mudreamer_fast.run.stored import StoredAgent
 
 PROGRAM = "mudreamer-fast"
 DEFAULT_PRESET = "dmc_vision"
@@ -171,6 +174,8 @@ class DreamCommand:
     """Minutes in which a decoder is trained for a model that has none; nothing else changes."""
     seed: int | None = None
     """Seed of the episode; None takes the first of the run's own evaluations."""
+    background_videos: Path | None = None
+    """Where the run's videos lie, if not where they lay then."""
     checkpoint: Literal["newest", "best"] = "newest"
     """The newest, or the one that scored best in the run's evaluations."""
     device: str = "auto"
@@ -313,25 +318,16 @@ def _evaluate(words: list[str]) -> int:
     command = _parse(EvaluateCommand, f"{PROGRAM} evaluate", words)
     if command.episodes is not None and command.episodes <= 0:
         raise ConfigError(f"episodes must be positive, got {command.episodes}")
-    if command.seed is not None and command.seed < 0:
-        raise ConfigError(f"seed must not be negative, got {command.seed}")
+    _check_seed(command.seed)
 
     from mudreamer_fast.agent import Agent
-    from mudreamer_fast.run.pictures import check_video_path
     from mudreamer_fast.run.results import score_table, write_film
     from mudreamer_fast.run.scoring import score_agent
     from mudreamer_fast.run.stored import read_stored
 
     if command.video is not None:
-        try:
-            check_video_path(command.video)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-    stored = read_stored(command.run, command.checkpoint)
-    if command.background_videos is not None:
-        config = stored.config
-        env = dataclasses.replace(config.env, background_videos=str(command.background_videos))
-        stored = dataclasses.replace(stored, config=dataclasses.replace(config, env=env))
+        _check_video(command.video)
+    stored = _before_videos(read_stored(command.run, command.checkpoint), command.background_videos)
     eval_policy = command.policy or stored.config.train.eval_policy
     evaluation = score_agent(
         Agent.of(stored, command.device, command.backend),
@@ -355,20 +351,16 @@ def _dream(words: list[str]) -> int:
         value = getattr(command, name)
         if value is not None and not value > 0:
             raise ConfigError(f"{name} must be positive, got {value}")
-    if command.seed is not None and command.seed < 0:
-        raise ConfigError(f"seed must not be negative, got {command.seed}")
+    _check_seed(command.seed)
 
     from mudreamer_fast.agent import Agent
     from mudreamer_fast.run.dreams import dream, teach_decoder, with_decoder
-    from mudreamer_fast.run.pictures import check_video_path, write_video
+    from mudreamer_fast.run.pictures import write_video
     from mudreamer_fast.run.results import frames_per_second
     from mudreamer_fast.run.stored import read_stored
 
-    try:
-        check_video_path(command.out)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    stored = read_stored(command.run, command.checkpoint)
+    _check_video(command.out)
+    stored = _before_videos(read_stored(command.run, command.checkpoint), command.background_videos)
     if command.train_decoder is not None:
         agent = with_decoder(stored, command.device, command.backend)
         teach_decoder(agent, command.train_decoder, print)
@@ -386,6 +378,28 @@ def _dream(words: list[str]) -> int:
             print(f"  {name:20} {value:.5f}")
     print(write_video(found.frames(), command.out, frames_per_second(stored.config.env)))
     return 0
+
+
+def _check_seed(seed: int | None) -> None:
+    if seed is not None and seed < 0:
+        raise ConfigError(f"seed must not be negative, got {seed}")
+
+
+def _check_video(path: Path) -> None:
+    from mudreamer_fast.run.pictures import check_video_path
+
+    try:
+        check_video_path(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _before_videos(stored: StoredAgent, place: Path | None) -> StoredAgent:
+    """An agent whose videos lie elsewhere now; None leaves them."""
+    if place is None:
+        return stored
+    env = dataclasses.replace(stored.config.env, background_videos=str(place))
+    return dataclasses.replace(stored, config=dataclasses.replace(stored.config, env=env))
 
 
 def _export(words: list[str]) -> int:

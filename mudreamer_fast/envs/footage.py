@@ -75,7 +75,7 @@ def find(place: str) -> dict[Use, list[Path]]:
     if not root.exists():
         raise ConfigError(
             f"background_videos {root} does not exist: name where they lie, to train by "
-            "--env.background-videos and to evaluate by --background-videos"
+            "--env.background-videos, to evaluate and to dream by --background-videos"
         )
     found: dict[Use, list[Path]] = {
         use: [path for name in names for path in _videos_below(root / name)]
