@@ -49,6 +49,38 @@ def test_memory_counts_from_when_the_replay_is_full() -> None:
     assert verdict([*filling, full[0]], 120_000)["memory_growth"] is None
 
 
+def test_memory_that_takes_one_step_in_each_stretch_does_not_grow() -> None:
+    """As at a run's first checkpoint and evaluation, sooner or later; so may one look be higher."""
+    stretches = [stretch(600 * i, 100.0, 2e9, "SIGKILL") for i in range(4)]
+    for i, one in enumerate(stretches):
+        for at in one.looks[: 4 + 9 * i]:
+            at.memory_bytes -= 200_000_000
+        one.looks[45].memory_bytes += 200_000_000
+    found = verdict(stretches, 0)
+    assert found["memory_growth"] == 0.0
+    assert found["memory_growth_within_a_stretch"] == 0.0
+
+
+def test_memory_that_grows_anew_in_each_stretch_is_found() -> None:
+    stretches = [stretch(600 * i, 100.0, 2e9, "SIGKILL") for i in range(4)]
+    for one in stretches:
+        for i, at in enumerate(one.looks):
+            at.memory_bytes += 4_000_000 * i
+    found = verdict(stretches, 0)
+    assert found["memory_growth"] == 0.0
+    assert found["broken"] == ["memory grows"]
+
+
+def test_an_evaluation_is_no_slowness_and_a_short_stretch_gives_no_rate() -> None:
+    stretches = [stretch(600 * i, 100.0, 2e9, "SIGKILL") for i in range(3)]
+    for at in stretches[2].looks[30:]:  # half a minute without a step
+        at.env_steps -= 3_000
+    assert verdict(stretches, 0)["last_rate_to_first"] == pytest.approx(1.0)
+    short = Stretch([Look(1800.0 + s, 2 * 10**9, 30, 9, 1, 0) for s in range(0, 70, 10)], "SIGTERM")
+    assert short.steps_per_second() is None
+    assert verdict([*stretches, short], 0)["last_rate_to_first"] == pytest.approx(1.0)
+
+
 def test_a_soak_that_takes_no_step_at_first_has_no_rate_to_compare_with() -> None:
     found = verdict([stretch(0, rate, 2e9, "SIGKILL") for rate in (0.0, 100.0)], 10**9)
     assert found["last_rate_to_first"] is None
