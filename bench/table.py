@@ -3,13 +3,13 @@
     python -m bench.table RUN...
 
 Each RUN is a run folder that ended: its `result.json` and `config.json` are read. Published are
-DreamerV3's scores from pixels at 10^6 simulator steps, `bench/published_scores.csv`: means over
-seeds of the last 5% of the steps before, computed from the score files in danijar/dreamerv3.
+DreamerV3's scores from pixels at 10^6 simulator steps, computed from the score files in
+danijar/dreamerv3 (`mudreamer_fast/report/published_scores.csv`): means over seeds of the last 5% of
+the steps before.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 import sys
@@ -17,21 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PUBLISHED = Path(__file__).with_name("published_scores.csv")
+from mudreamer_fast.report.published import published_scores
+
 COLUMNS = (
     "task", "seed", "env steps", "updates", "minutes", "random", "agent", "ratio", "published",
     "share",
 )  # fmt: skip
-
-
-def published(agent: str = "dreamerv3", env_steps: int = 1_000_000) -> dict[str, float]:
-    """Published mean returns by task."""
-    with PUBLISHED.open(newline="") as file:
-        return {
-            row["task"]: float(row["mean"])
-            for row in csv.DictReader(file)
-            if (row["agent"], int(row["env_steps"])) == (agent, env_steps)
-        }
 
 
 def row(result: Mapping[str, Any], seed: int, theirs: float | None) -> list[str]:
@@ -68,7 +59,7 @@ def main(folders: Sequence[str]) -> int:
     if not folders:
         print(__doc__, file=sys.stderr)
         return 2
-    known = published()
+    known = published_scores()
     try:
         results = [json.loads((Path(folder) / "result.json").read_text()) for folder in folders]
         seeds = [

@@ -33,7 +33,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("export", "run.made_with"),
     ("learner", "run.scoring", "run.pace", "run.replay", "run.history"),
     ("run.results", "run.evaluator", "run.saving", "run.dreams"),
-    ("run.lessons", "run.card"),
+    ("run.lessons", "run.card", "report"),
     ("run.trainer",),
     ("cli.predict",),
     ("train", "cli.check_env", "cli.doctor", "cli.info", "cli.videos"),

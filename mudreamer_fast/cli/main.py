@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, dream, export, plot, info, check-env, videos and doctor.
+"""The command line; `mudreamer-fast --help` lists its commands.
 
 What a user can get wrong ends in one line on standard error and exit code 2. Only the standard
 library, tyro and light modules are imported before a command runs, so that --help is quick.
@@ -58,6 +58,7 @@ commands:
   train [PRESET] [options]   train an agent; --resume RUN goes on with a stopped run,
                              --resume-or-start RUN with one that may not have begun
   plot RUN... [options]      draw one metric of several runs side by side
+  report RUN... [options]    write a page on runs: scores beside published ones, curves, films
   evaluate RUN [options]     score a run's newest or best checkpoint, and film it
   dream RUN [options]        film an episode beside what the model knows and expects of it
   export RUN DIR [options]   write a run's agent to a folder of its own, with a card
@@ -211,6 +212,21 @@ class PlotCommand:
     """PNG to write."""
 
 
+@dataclass(frozen=True)
+class ReportCommand:
+    """Write a page on runs, finished or not: scores, curves, speed, films, and what is missing.
+
+    It holds its pictures and opens from disk, in any browser.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, or folders of run folders."""
+    out: Path = Path("report")
+    """Folder to write index.html and its pictures to."""
+    title: str = "What the runs came to"
+    """Title of the page."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; gives the exit code.
 
@@ -245,6 +261,7 @@ def _dispatch(words: list[str]) -> int:
         "dream": _dream,
         "export": _export,
         "plot": _plot,
+        "report": _report,
         "info": _info,
         "check-env": _check_env,
         "videos": _videos,
@@ -431,6 +448,16 @@ def _plot(words: list[str]) -> int:
         print(plot_runs(runs, command.metric, command.out))
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    return 0
+
+
+def _report(words: list[str]) -> int:
+    command = _parse(ReportCommand, f"{PROGRAM} report", words)
+
+    from mudreamer_fast.report.page import write_report
+
+    for line in write_report(command.runs, command.out, command.title):
+        print(line, flush=True)
     return 0
 
 

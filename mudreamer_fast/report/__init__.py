@@ -1,0 +1,1 @@
+"""One page on what runs came to: folders read, scores compared and bounded, pictures, HTML."""
