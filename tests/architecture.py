@@ -33,10 +33,11 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("export", "run.made_with"),
     ("learner", "run.scoring", "run.pace", "run.replay", "run.history"),
     ("run.results", "run.evaluator", "run.saving", "run.dreams"),
-    ("run.lessons", "run.card", "report"),
+    ("run.lessons", "run.card", "report", "sweep"),
     ("run.trainer",),
     ("cli.predict",),
     ("train", "cli.check_env", "cli.doctor", "cli.info", "cli.videos"),
+    ("cli.forecast",),
     ("cli.main",),
     ("__main__", "__init__"),
 )

@@ -106,21 +106,8 @@ def estimate(preset: str, config: Config, seconds: float) -> str:
     busy = busy_with_others(resolve_device(config.train.device))
     timing, parts = _measure(config, seconds)
     env, train = config.env, config.train
-    policy_steps = train.env_steps / env.action_repeat
-    prefill = min(train.prefill_steps, policy_steps)
-    updates = (policy_steps - prefill) * config.updates_per_policy_step
-    acting = (policy_steps - prefill) / env.num_envs * timing.agent_step
-    updating = updates * timing.update
-    overlap = overlaps(train.overlap, resolve_device(train.device))
-    learning = max(acting, updating) if overlap else acting + updating
-    rounds = math.ceil(train.eval_episodes / env.num_envs)
-    episode_steps = EPISODE_SIMULATOR_STEPS / env.action_repeat
-    every = train.eval_every_env_steps
-    evaluations = 1 + (math.ceil(train.env_steps / every) - 1 if every else 0)
-    random_scoring = rounds * episode_steps * timing.random_step
-    evaluating = rounds * episode_steps * timing.agent_step * evaluations + random_scoring
-    start = prefill / env.num_envs * timing.random_step
-    total = start + learning + evaluating
+    spans = _spans(config, timing)
+    policy_steps, updates = spans.policy_steps, spans.updates
     expected = timing.predicted
     lines = [
         f"prediction an update takes {expected.seconds * 1e3:.1f} ms and all of them "
@@ -130,21 +117,78 @@ def estimate(preset: str, config: Config, seconds: float) -> str:
         f"  policy step, agent {timing.agent_step / env.num_envs * 1e3:8.1f} ms  "
         f"(median of {timing.steps_timed}, {env.num_envs} environments side by side)",
         f"estimate   {train.env_steps:,} environment steps = {policy_steps:,.0f} policy steps, "
-        f"{updates:,.0f} updates: {span_text(total)}",
-        f"  learning {span_text(learning)}{' (acting meanwhile)' if overlap else ''}, "
-        f"prefill {span_text(start)}, "
-        f"{evaluations} evaluations and the random policy's {span_text(evaluating)}",
+        f"{updates:,.0f} updates: {span_text(spans.total)}",
+        f"  learning {span_text(spans.learning)}{' (acting meanwhile)' if spans.overlap else ''}, "
+        f"prefill {span_text(spans.prefill)}, "
+        f"{spans.evaluations} evaluations and the random policy's {span_text(spans.evaluating)}",
     ]
     if busy:
         lines.append(f"  this machine was busy ({busy}): alone the run will take less")
-    if train.max_minutes is not None and total > 60 * train.max_minutes:
-        share = max(0.0, 60 * train.max_minutes - start - evaluating) / max(learning, 1e-9)
+    if train.max_minutes is not None and spans.total > 60 * train.max_minutes:
+        left = max(0.0, 60 * train.max_minutes - spans.prefill - spans.evaluating)
+        share = left / max(spans.learning, 1e-9)
+        prefill = min(train.prefill_steps, policy_steps)
         steps = (prefill + share * (policy_steps - prefill)) * env.action_repeat
         lines.append(
             f"  train.max-minutes {train.max_minutes:g} stops it before, "
             f"at about {steps:,.0f} environment steps"
         )
     return "\n".join(lines)
+
+
+def run_seconds(config: Config, seconds: float) -> float:
+    """How long a run would take here, its limit of minutes included.
+
+    Args:
+        config: all settings.
+        seconds: time to measure for.
+    """
+    total = _spans(config, _measure(config, seconds)[0]).total
+    limit = config.train.max_minutes
+    return total if limit is None else min(total, 60 * limit)
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """What a run consists of; seconds where nothing else is said."""
+
+    policy_steps: float
+    updates: float
+    evaluations: int
+    overlap: bool
+    prefill: float
+    learning: float
+    evaluating: float
+    """All evaluations and the random policy's."""
+
+    @property
+    def total(self) -> float:
+        """Of the whole run."""
+        return self.prefill + self.learning + self.evaluating
+
+
+def _spans(config: Config, timing: Timing) -> _Spans:
+    env, train = config.env, config.train
+    policy_steps = train.env_steps / env.action_repeat
+    prefill = min(train.prefill_steps, policy_steps)
+    updates = (policy_steps - prefill) * config.updates_per_policy_step
+    acting = (policy_steps - prefill) / env.num_envs * timing.agent_step
+    updating = updates * timing.update
+    overlap = overlaps(train.overlap, resolve_device(train.device))
+    rounds = math.ceil(train.eval_episodes / env.num_envs)
+    episode_steps = EPISODE_SIMULATOR_STEPS / env.action_repeat
+    every = train.eval_every_env_steps
+    evaluations = 1 + (math.ceil(train.env_steps / every) - 1 if every else 0)
+    played = timing.agent_step * evaluations + timing.random_step
+    return _Spans(
+        policy_steps,
+        updates,
+        evaluations,
+        overlap,
+        prefill / env.num_envs * timing.random_step,
+        max(acting, updating) if overlap else acting + updating,
+        rounds * episode_steps * played,
+    )
 
 
 def _measure(config: Config, seconds: float) -> tuple[Timing, str]:

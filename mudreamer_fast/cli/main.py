@@ -58,6 +58,7 @@ commands:
   train [PRESET] [options]   train an agent; --resume RUN goes on with a stopped run,
                              --resume-or-start RUN with one that may not have begun
   plot RUN... [options]      draw one metric of several runs side by side
+  sweep FILE [options]       train many: tasks, seeds and variants from one file
   report RUN... [options]    write a page on runs: scores beside published ones, curves, films
   evaluate RUN [options]     score a run's newest or best checkpoint, and film it
   dream RUN [options]        film an episode beside what the model knows and expects of it
@@ -213,6 +214,28 @@ class PlotCommand:
 
 
 @dataclass(frozen=True)
+class SweepCommand:
+    """Train many agents: every task, seed and variant that a file names, some at a time.
+
+    Whatever ends it, started again it goes on with the runs that are not finished.
+    """
+
+    file: tyro.conf.Positional[Path]
+    """TOML with preset, tasks, seeds, settings and variants; `sweeps/` has some."""
+    out: Path | None = None
+    """Folder of the runs; None takes runs/ and the file's name."""
+    jobs: int | None = None
+    """Runs at a time; None takes one for each GPU or, without any, for every two cores."""
+    dry_run: bool = False
+    """Only say which runs there are, how far they are, and how long they will take here."""
+    cluster: Literal["slurm", "local"] | None = None
+    """Queue a job for each run by submitit, which goes on in another one where its time is up."""
+    job: tuple[str, ...] = ()
+    """Parameters of submitit's for these jobs, NAME=VALUE each, such as timeout_min=600
+    gpus_per_node=1 slurm_partition=gpu."""
+
+
+@dataclass(frozen=True)
 class ReportCommand:
     """Write a page on runs, finished or not: scores, curves, speed, films, and what is missing.
 
@@ -261,6 +284,7 @@ def _dispatch(words: list[str]) -> int:
         "dream": _dream,
         "export": _export,
         "plot": _plot,
+        "sweep": _sweep,
         "report": _report,
         "info": _info,
         "check-env": _check_env,
@@ -449,6 +473,40 @@ def _plot(words: list[str]) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return 0
+
+
+def _sweep(words: list[str]) -> int:
+    command = _parse(SweepCommand, f"{PROGRAM} sweep", words)
+    if command.jobs is not None and command.jobs <= 0:
+        raise ConfigError(f"jobs must be positive, got {command.jobs}")
+
+    from mudreamer_fast.sweep.plan import read_plan
+
+    out = command.out or Path("runs") / command.file.stem
+    runs = read_plan(command.file, out)
+    for run in runs:
+        run.check()
+
+    import torch
+
+    gpus = torch.cuda.device_count()
+    jobs = command.jobs or gpus or max(1, len(os.sched_getaffinity(0)) // 2)
+    if command.dry_run:
+        from mudreamer_fast.cli.forecast import forecast
+
+        for line in forecast(runs, jobs):
+            print(line, flush=True)
+        return 0
+    if command.cluster is not None:
+        from mudreamer_fast.sweep.cluster import parameters, submit
+
+        queued = submit(runs, out, command.cluster, parameters(command.job), main)
+        print(f"{len(queued)} of {len(runs)} runs queued: {', '.join(j.job_id for j in queued)}")
+        return 0
+
+    from mudreamer_fast.sweep.runner import run_sweep
+
+    return run_sweep(runs, out, jobs, gpus, lambda line: print(line, flush=True))
 
 
 def _report(words: list[str]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mudreamer_fast.config import Config, ConfigError
-from mudreamer_fast.run.folder import RunFolder, read_config
+from mudreamer_fast.run.folder import RunFolder, read_config, read_result
 from mudreamer_fast.run.metrics import METRICS_FILE, is_number, read_lines
 
 IMMATERIAL = (
@@ -196,7 +195,12 @@ def read_runs(places: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
             rows = list(read_lines(root / METRICS_FILE))
             runs.append(
                 ReportedRun(
-                    name, root, config, rows, _object(folder.result), _object(folder.made_with)
+                    name,
+                    root,
+                    config,
+                    rows,
+                    read_result(folder.result),
+                    read_result(folder.made_with),
                 )
             )
         except (ConfigError, OSError) as error:
@@ -216,15 +220,6 @@ def names_of(folders: Sequence[Path]) -> list[str]:
     while parts < longest and len(set(ends(parts))) < len(folders):
         parts += 1
     return ends(parts)
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """A JSON file's object; empty where there is no such thing."""
-    try:
-        content = json.loads(path.read_text(errors="replace"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def differing_settings(runs: Sequence[ReportedRun]) -> dict[str, list[Any]]:

@@ -123,7 +123,33 @@ def read_config(path: Path) -> Config:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError):
         raise ConfigError(f"{path} is not JSON") from None
-    return typing.cast(Config, _build(Config, content, str(path)))
+    return build_config(content, str(path))
+
+
+def build_config(content: Any, where: str) -> Config:
+    """A configuration from nested objects; fields that they lack take their defaults.
+
+    Args:
+        content: values by part and name.
+        where: named in errors.
+
+    Raises:
+        ConfigError: an unknown field, or a value of the wrong type or out of its range.
+    """
+    try:
+        return typing.cast(Config, _build(Config, content, where))
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith(where) else f"{where}: {text}") from None
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A run's final scores, as an object of JSON; empty where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(errors="replace"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _build(kind: type, content: Any, where: str) -> Any:
