@@ -356,6 +356,10 @@ class TrainConfig:
     overlap: Literal["auto", "on", "off"] = "auto"
     """Act and simulate while the updates of the steps before are under way, with the weights from
     before them; auto does on a GPU, or where PyTorch's threads leave a core."""
+    tracker: Literal["none", "wandb", "mlflow", "trackio"] = "none"
+    """Service that the metrics go to as well, as its own environment variables say where."""
+    tracker_project: str = "mudreamer-fast"
+    """Project, or experiment, of the run there."""
     seed: int = 0
     """Seed of everything drawn: weights, environments, replay, latents and actions."""
 

@@ -29,7 +29,7 @@ from tests import (
 )
 from tests.backend import test_cuda_graph
 from tests.machine import test_device
-from tests.run import test_exact_resume
+from tests.run import test_exact_resume, test_trackers
 from tests.tiny import settings
 from tests.tiny_run import start, step
 
@@ -248,6 +248,8 @@ SHOWN = {
     "train.tf32": test_tf32_is_settled_for_a_run,
     "train.threads": test_threads_are_settled_for_a_run,
     "train.overlap": test_overlap_acts_on_a_copy_while_another_thread_learns,
+    "train.tracker": test_trackers.test_a_run_sends_its_scalars_and_goes_on_in_the_same_one,
+    "train.tracker_project": test_trackers.test_another_project_is_another_run,
     "train.seed": (
         test_seed_is_that_of_everything_drawn,
         test_agent.test_agent_depends_on_its_seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,18 +161,24 @@ def _numbers(values: Any) -> list[float]:
 
 
 def find_folders(places: Sequence[Path]) -> list[Path]:
-    """The run folders among places and in them, each once, in order.
+    """The run folders among places and below them, each once, in order.
 
-    A place without a `config.json` stands for those of its folders that have one, or for itself
+    A place without a `config.json` stands for the folders below it that have one, or for itself
     where none has.
     """
     found: dict[Path, None] = {}
     for place in places:
-        inside = [place]
-        if not RunFolder(place).config.exists() and place.is_dir():
-            inside = sorted(path.parent for path in place.glob("*/config.json")) or [place]
+        inside = list(_below(place)) or [place]
         found |= {Path(os.path.realpath(path)): None for path in inside}
     return list(found)
+
+
+def _below(place: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(place):
+        folders.sort()
+        if RunFolder(Path(root)).config.name in files:
+            folders.clear()  # its checkpoints are no runs
+            yield Path(root)
 
 
 def read_runs(places: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mudreamer_fast.machine.screen import say
 from mudreamer_fast.run.tensorboard import TensorBoardWriter
+from mudreamer_fast.run.trackers import Tracker
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -31,6 +32,7 @@ class MetricsLogger:
         resume_seconds: float = math.inf,
         tensorboard: bool = True,
         warn: Callable[[str], None] | None = None,
+        tracker: Tracker | None = None,
     ) -> None:
         """Opens the log.
 
@@ -42,13 +44,15 @@ class MetricsLogger:
                 very step is dropped too.
             tensorboard: also write TensorBoard events, where the package is installed.
             warn: shows one line to the user; standard error by default.
+            tracker: where the scalars go as well.
         """
         self._folder = Path(folder)
         self._path = self._folder / METRICS_FILE
         self._warn = warn or (lambda message: say(message + "\n"))
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
-        self._failing = False
+        self._failing = self._tracker_failing = False
+        self._tracker = tracker
         self._torn = False
         self._resume_env_steps = resume_env_steps
         self._board: TensorBoardWriter | None = None
@@ -81,9 +85,13 @@ class MetricsLogger:
         scalars = {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
         if self._wants_board and scalars:
             self._attempt(lambda: self._append_to_board(env_steps, scalars))
+        if scalars:
+            self._track(lambda tracker: tracker.log(env_steps, scalars))
 
     def close(self) -> None:
-        """Closes the TensorBoard file."""
+        """Closes the TensorBoard file and the run of the tracker."""
+        self._track(lambda tracker: tracker.close())
+        self._tracker = None
         if self._board is not None:
             self._attempt(self._board.close)
             self._board = None
@@ -116,6 +124,19 @@ class MetricsLogger:
             with contextlib.suppress(OSError):
                 board.close()
             raise
+
+    def _track(self, act: Callable[[Tracker], None]) -> None:
+        if self._tracker is None:
+            return
+        try:
+            act(self._tracker)
+        except Exception as error:  # a service out of reach; its library has no common base
+            if not self._tracker_failing:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                self._warn(f"warning: the tracker took no metrics ({reason}); training goes on")
+            self._tracker_failing = True
+        else:
+            self._tracker_failing = False
 
     def _attempt(self, write: Callable[[], None]) -> None:
         try:

@@ -16,6 +16,7 @@ from mudreamer_fast.config import Config
 from mudreamer_fast.machine.memory import resident_bytes
 from mudreamer_fast.machine.screen import say
 from mudreamer_fast.run.metrics import MetricsLogger
+from mudreamer_fast.run.trackers import open_tracker
 from mudreamer_fast.run.watch import LearningWatch
 
 
@@ -158,7 +159,9 @@ class Reporter:
         self.config, self._folder = config, folder
         self.progress = Progress(config.train.log_every_seconds)
         env_steps, seconds = resumed_at or (None, math.inf)
-        self.logger = MetricsLogger(folder, env_steps, seconds, warn=self.progress.message)
+        tracker = open_tracker(config, folder)
+        warn = self.progress.message
+        self.logger = MetricsLogger(folder, env_steps, seconds, warn=warn, tracker=tracker)
         self.last_score: float | None = None
         self._watch = LearningWatch(config.model, policy_entropy)
         self._speed = Speed()

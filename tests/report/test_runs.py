@@ -64,7 +64,8 @@ def test_folders_that_are_no_runs_are_told_and_left_out(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_runs_stands_for_them_and_none_is_read_twice(tmp_path: Path) -> None:
-    folders = [write_run(tmp_path / "runs" / name, configuration()) for name in ("b", "a")]
+    folders = [write_run(tmp_path / "runs" / name, configuration()) for name in ("x/b", "a")]
+    write_run(folders[0] / "best", configuration())
     (tmp_path / "runs" / "notes").mkdir()
     (tmp_path / "link").symlink_to(folders[0])
     found = find_folders([tmp_path / "runs", folders[1], tmp_path / "link"])
