@@ -244,14 +244,25 @@ class EnvConfig:
     """Videos that are taken, the first ones by name."""
     background_max_frames: int = 1000
     """Frames that are taken of each, from its beginning."""
+    color_shift: float = 0.0
+    """How far each colour of the robot and its world may be from its own, drawn for each episode:
+    0.1, 0.2 and 0.3 are the Distracting Control Suite's easy, medium and hard. On dm_control."""
+    camera_shift: float = 0.0
+    """How far the camera may be from its own place, turn and distance, likewise."""
+    moving_shifts: bool = False
+    """Colours and camera move during an episode, from where they were drawn."""
     simulator_threads: int | None = None
     """Threads that EnvPool simulates on; None takes one for each core, but no more than num_envs.
     dm_control has a process for each environment."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require_positive(
             self, "action_repeat", "num_envs", "simulator_threads", "background_max_videos"
         )
+        for name in ("color_shift", "camera_shift"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
         _require(
             self.background_max_frames >= 2,
             f"background_max_frames must be at least 2, got {self.background_max_frames}",

@@ -18,6 +18,7 @@ from tests.envs import (
     test_backgrounds,
     test_envpool_env,
     test_footage,
+    test_shifts,
     test_simulators,
     test_tasks,
 )
@@ -194,6 +195,9 @@ SHOWN = {
     "env.background_mask": test_backgrounds.test_simulators_keep_their_robot_and_lose_the_rest,
     "env.background_start": test_backgrounds.test_a_video_plays_and_another_one_follows,
     "env.background_advance": test_backgrounds.test_a_video_plays_and_another_one_follows,
+    "env.color_shift": test_shifts.test_shifts_change_what_is_seen_and_nothing_else,
+    "env.camera_shift": test_shifts.test_shifts_change_what_is_seen_and_nothing_else,
+    "env.moving_shifts": test_shifts.test_colors_keep_to_their_bounds_and_move_if_asked,
     "env.background_grey": test_footage.test_grey_is_the_luminance_in_every_channel,
     "env.background_max_videos": test_footage.test_settings_say_which_videos_and_how_much_of_them,
     "env.background_max_frames": test_footage.test_settings_say_which_videos_and_how_much_of_them,

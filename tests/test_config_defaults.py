@@ -78,7 +78,7 @@ PROJECTS_OWN = {
     "env.task", "env.backend", "env.render_profile", "env.simulator_threads",
     "env.background_videos", "env.background_set", "env.background_mask", "env.background_start",
     "env.background_advance", "env.background_grey", "env.background_max_videos",
-    "env.background_max_frames",
+    "env.background_max_frames", "env.color_shift", "env.camera_shift", "env.moving_shifts",
     "replay.gather_threads", "replay.batches_ahead", "replay.storage",
     "replay.flush_every_seconds",
     "train.prefill_steps", "train.eval_every_env_steps", "train.log_every_seconds",

@@ -13,6 +13,7 @@ from mudreamer_fast.config import ConfigError, EnvConfig
 from mudreamer_fast.envs.backgrounds import BackgroundEnv, without_layers
 from mudreamer_fast.envs.factories import Factory, remember
 from mudreamer_fast.envs.graphics import try_to_load_egl
+from mudreamer_fast.envs.shifts import shifts_anything
 from mudreamer_fast.envs.tasks import OWN_TASK, find_task, task_names
 from mudreamer_fast.envs.vector_env import (
     ActionSpec,
@@ -63,6 +64,15 @@ def _check_front_end(config: EnvConfig) -> None:
             raise ConfigError(f"{config.task} has no sky and floor to draw in green")
     elif config.task.startswith(OWN_TASK):
         backends = ("auto", "dm_control")
+    if shifts_anything(config):
+        if config.observation == "vector":
+            raise ConfigError("shifts of colours and camera need images, got observation 'vector'")
+        backends = tuple(name for name in backends if name in ("auto", "dm_control"))
+        if config.task.startswith("gym:") or config.backend not in backends:
+            raise ConfigError(
+                f"colours and cameras are shifted on dm_control alone, got {config.task} on "
+                f"backend {config.backend!r}"
+            )
     if config.backend not in backends:
         raise ConfigError(
             f"backend of {config.task} must be {', '.join(backends[:-1])} or {backends[-1]}, "
@@ -111,7 +121,9 @@ def _make_plain_env(config: EnvConfig, num_envs: int, seed: int) -> VectorEnv:
     own = config.task.startswith(OWN_TASK)
     in_envpool = not own and find_task(config.task, config.camera)[0].in_envpool
     missing = []
-    if config.backend != "dm_control" and not in_envpool:
+    if shifts_anything(config):
+        missing.append("EnvPool shifts neither colours nor cameras")
+    elif config.backend != "dm_control" and not in_envpool:
         missing.append("EnvPool does not play it as dm_control does")
     elif config.backend != "dm_control":
         try_to_load_egl()

@@ -13,6 +13,7 @@ from mudreamer_fast.config import ConfigError, EnvConfig
 from mudreamer_fast.envs import graphics
 from mudreamer_fast.envs.factories import Factory, import_factory
 from mudreamer_fast.envs.render_profile import apply_to_model, draws_green
+from mudreamer_fast.envs.shifts import Shifts
 from mudreamer_fast.envs.tasks import OWN_TASK, check_camera, find_task
 from mudreamer_fast.envs.vector_env import FloatArray, Frames
 
@@ -83,6 +84,7 @@ class DmcSimulator:
         self._cameras: dict[int, Any] = {}
         self._adopt_model()
         self._set_action_bounds()
+        self._shifts = Shifts(config, self._camera_id, seed)
         shown = self._env.observation_spec()
         self.vector_size = sum(int(np.prod(shown[key].shape)) for key in self._keys)
         self._observation: dict[str, Any] = {}
@@ -142,6 +144,7 @@ class DmcSimulator:
         """Starts a new episode."""
         self._observation = self._env.reset().observation
         self._adopt_model()
+        self._shifts.begin(self.physics)
 
     def step(self, action: FloatArray) -> Step:
         """Takes an action (A,) in [-1, 1] `action_repeat` times, or until the episode is over."""
@@ -149,6 +152,7 @@ class DmcSimulator:
         reward = np.float32(0)
         for _ in range(self._repeat):
             shown = self._env.step(control)
+            self._shifts.move(self.physics)
             if shown.reward >= self._smallest_reward or not self._smallest_reward:
                 reward += np.float32(shown.reward)
             if shown.last():
