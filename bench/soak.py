@@ -35,9 +35,10 @@ from mudreamer_fast.run.metrics import METRICS_FILE
 
 LOOK_SECONDS = 10.0
 SETTLED_SECONDS = 60.0
-"""After a start threads are still coming, and so are the steps a second."""
-MEMORY_SETTLED_SECONDS = 400.0
-"""Memory takes a step at the first checkpoint after a start, and one at the first evaluation."""
+"""After a start memory and threads are still coming, and so are the steps a second."""
+CHECKED_SECONDS = 400.0
+"""Memory takes a step at the first checkpoint after a start, which begins a thread too, and another
+one at the first evaluation."""
 WINDOW = 6
 """Looks that make a minute, over which steps a second are counted."""
 ENOUGH = 2 * WINDOW
@@ -161,16 +162,33 @@ def verdict(stretches: list[Stretch], full_env_steps: int) -> dict[str, Any]:
         full_env_steps: from when on the replay grows no more.
     """
     long = [one for one in stretches if one.settled()]
+    late = [looks for one in stretches if (looks := one.settled(CHECKED_SECONDS))]
     full = [
         [look.memory_bytes for look in looks]
-        for one in stretches
-        if (looks := one.settled(MEMORY_SETTLED_SECONDS)) and looks[0].env_steps >= full_env_steps
+        for looks in late
+        if looks[0].env_steps >= full_env_steps
     ]
     medians = [statistics.median(memory) for memory in full]
     within = [
         statistics.median(memory[-WINDOW:]) / statistics.median(memory[:WINDOW]) - 1
         for memory in full
     ]
+
+    def growth(name: str) -> float | None:
+        """By how much more of something there is, from stretch to stretch or within most of them.
+
+        Medians: a checkpoint that is being written has some files and threads for a moment.
+        """
+        if len(long) < 2:
+            return None
+        first, last = (
+            statistics.median(getattr(look, name) for look in one.settled())
+            for one in (long[0], long[-1])
+        )
+        had = [[getattr(look, name) for look in looks] for looks in late]
+        inside = [statistics.median(h[-WINDOW:]) - statistics.median(h[:WINDOW]) for h in had]
+        return float(max(last - first, statistics.median(inside) if inside else 0))
+
     rates = [rate for one in long if (rate := one.steps_per_second()) is not None]
     ended = [one.ended_by for one in stretches if one.ended_by.startswith("itself")]
     found: dict[str, Any] = {
@@ -182,8 +200,7 @@ def verdict(stretches: list[Stretch], full_env_steps: int) -> dict[str, Any]:
         "ended_by_itself": ended,
     }
     for name in ("files", "threads", "processes"):
-        most = [max(getattr(look, name) for look in one.settled()) for one in long]
-        found[f"{name}_growth"] = most[-1] - most[0] if len(most) > 1 else None
+        found[f"{name}_growth"] = growth(name)
     growths = [found["memory_growth"], found["memory_growth_within_a_stretch"]]
     rate = found["last_rate_to_first"]
     broken = [

@@ -22,5 +22,5 @@ def test_a_shipped_agent_does_what_it_has_learned(folder: Path) -> None:
     learned, by_chance = fmean(result["scores"]), fmean(result["random_scores"])
     assert learned > 10 * by_chance
     agent = Agent.load(folder, device="cpu", backend="reference")
-    (score,) = score_agent(agent, episodes=1).scores
-    assert score > (learned + by_chance) / 2
+    scores = score_agent(agent, episodes=agent.config.env.num_envs).scores
+    assert fmean(scores) > (learned + by_chance) / 2  # actions are sampled, so episodes differ

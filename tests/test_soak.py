@@ -71,6 +71,20 @@ def test_memory_that_grows_anew_in_each_stretch_is_found() -> None:
     assert found["broken"] == ["memory grows"]
 
 
+@pytest.mark.parametrize("name", ["files", "threads", "processes"])
+def test_what_grows_anew_in_each_stretch_is_found_and_what_is_there_for_a_moment_is_not(
+    name: str,
+) -> None:
+    stretches = [stretch(600 * i, 100.0, 2e9, "SIGKILL") for i in range(3)]
+    for one in stretches:
+        setattr(one.looks[30], name, 40)
+    assert verdict(stretches, 0)["broken"] == []
+    for one in stretches:
+        for i, at in enumerate(one.looks):
+            setattr(at, name, 9 + i // 5)
+    assert verdict(stretches, 0)["broken"] == [f"{name} grow"]
+
+
 def test_an_evaluation_is_no_slowness_and_a_short_stretch_gives_no_rate() -> None:
     stretches = [stretch(600 * i, 100.0, 2e9, "SIGKILL") for i in range(3)]
     for at in stretches[2].looks[30:]:  # half a minute without a step
