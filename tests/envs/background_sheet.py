@@ -26,7 +26,7 @@ WAYS: tuple[dict[str, Any], ...] = (
     {"background": "color", "background_mask": "chroma"},
 )
 SHIFTS: tuple[dict[str, Any], ...] = (
-    {"backend": "dm_control"},
+    {},
     {"color_shift": 0.2},
     {"camera_shift": 0.1},
     {"camera_shift": 0.2},
