@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,28 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from mudreamer_fast.config import Config, ConfigError
-from mudreamer_fast.run.folder import RunFolder, read_config, read_result
-from mudreamer_fast.run.metrics import METRICS_FILE, is_number, read_lines
-
-IMMATERIAL = (
-    "env.background_set",
-    "env.simulator_threads",
-    "env.task",
-    "replay.batches_ahead",
-    "replay.flush_every_seconds",
-    "replay.gather_threads",
-    "train.checkpoint_every_seconds",
-    "train.device",
-    "train.exact_resume",
-    "train.keep_checkpoints",
-    "train.log_every_seconds",
-    "train.max_minutes",
-    "train.save_replay",
-    "train.seed",
-    "train.threads",
+from mudreamer_fast.run.folder import (
+    IMMATERIAL,
+    RunFolder,
+    read_config,
+    read_result,
+    settings_of,
 )
-"""Settings that make no other variant: which task and seed, and what changes no numbers."""
-
+from mudreamer_fast.run.metrics import METRICS_FILE, is_number, read_lines
 
 USUAL, ALL = "baseline", "all runs"
 """What the variant of most runs is called, and the only one."""
@@ -129,14 +114,6 @@ class ReportedRun:
         values = sorted(value for _, value in self.curve(metric))
         return values[len(values) // 2] if values else None
 
-    def settings(self) -> dict[str, Any]:
-        """All settings by dotted name."""
-        return {
-            f"{part}.{name}": value
-            for part, fields in dataclasses.asdict(self.config).items()
-            for name, value in fields.items()
-        }
-
     def file(self, *names: str) -> Path | None:
         """The first of these files that the folder has."""
         paths = (self.root / name for name in names)
@@ -230,7 +207,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 def differing_settings(runs: Sequence[ReportedRun]) -> dict[str, list[Any]]:
     """Settings in which runs differ, with each run's value."""
-    settings = [run.settings() for run in runs]
+    settings = [settings_of(run.config) for run in runs]
     names = list(settings[0]) if settings else []
     values = {name: [one[name] for one in settings] for name in names}
     return {name: each for name, each in values.items() if len(set(map(repr, each))) > 1}
@@ -242,18 +219,19 @@ def variants(runs: Sequence[ReportedRun]) -> dict[str, list[ReportedRun]]:
     A variant is called by its settings that are not those of most runs. A setting that has one
     value for each task, such as an action repeat, sets no runs apart.
     """
+    own = {*IMMATERIAL, "env.task", "train.seed"}
     apart: dict[str, Any] = {}
     for name, values in differing_settings(runs).items():
         by_task: dict[str, set[str]] = {}
         for run, value in zip(runs, values, strict=True):
             by_task.setdefault(run.task, set()).add(repr(value))
-        if name not in IMMATERIAL and any(len(each) > 1 for each in by_task.values()):
+        if name not in own and any(len(each) > 1 for each in by_task.values()):
             apart[name] = Counter(map(repr, values)).most_common(1)[0][0]
     found: dict[str, list[ReportedRun]] = {}
     for run in runs:
-        settings = run.settings()
-        own = (name for name, usual in apart.items() if repr(settings[name]) != usual)
-        label = ", ".join(f"{name} {settings[name]}" for name in own)
+        settings = settings_of(run.config)
+        unusual = (name for name, usual in apart.items() if repr(settings[name]) != usual)
+        label = ", ".join(f"{name} {settings[name]}" for name in unusual)
         found.setdefault(label or (USUAL if apart else ALL), []).append(run)
     return {
         label: sorted(group, key=lambda run: (run.task, run.seed)) for label, group in found.items()

@@ -109,6 +109,31 @@ def write_config(config: Config, path: Path) -> None:
     write_json(path, dataclasses.asdict(config))
 
 
+IMMATERIAL = frozenset(
+    f"{part}.{name}"
+    for part, names in {
+        "env": ("background_set", "simulator_threads"),
+        "replay": ("batches_ahead", "flush_every_seconds", "gather_threads"),
+        "train": (
+            "checkpoint_every_seconds", "device", "exact_resume", "keep_checkpoints",
+            "log_every_seconds", "max_minutes", "save_replay", "threads", "tracker",
+            "tracker_project",
+        ),
+    }.items()
+    for name in names
+)  # fmt: skip
+"""Settings that say where and how a run is made, not what it computes."""
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """All settings by dotted name, such as `model.batch_norm`."""
+    return {
+        f"{part}.{name}": value
+        for part, fields in dataclasses.asdict(config).items()
+        for name, value in fields.items()
+    }
+
+
 def read_config(path: Path) -> Config:
     """Reads what `write_config` wrote; fields that the file lacks take their defaults.
 

@@ -6,14 +6,13 @@ The scalars of `metrics.jsonl` go there too. A resumed run goes on in the run th
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from mudreamer_fast.config import Config, ConfigError
-from mudreamer_fast.run.folder import read_result, write_json
+from mudreamer_fast.run.folder import read_result, settings_of, write_json
 
 TRACKER_FILE = "tracker.json"
 MLFLOW_PARAMETERS = 100
@@ -52,11 +51,7 @@ def open_tracker(config: Config, folder: Path) -> Tracker | None:
     stored = read_result(folder / TRACKER_FILE)
     here = (stored.get("tracker"), stored.get("project")) == (kind, project)
     known = str(stored["id"]) if here and "id" in stored else None
-    settings = {
-        f"{part}.{name}": value
-        for part, fields in dataclasses.asdict(config).items()
-        for name, value in fields.items()
-    }
+    settings = settings_of(config)
     try:
         tracker = _TRACKERS[kind](project, folder, settings, known)
     except ImportError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,17 @@ from typing import Any
 from mudreamer_fast.config import PRESETS, Config, ConfigError
 from mudreamer_fast.disk.lock import LockedError, open_locked
 from mudreamer_fast.envs.tasks import PAPERS_TASKS
-from mudreamer_fast.run.folder import RunFolder, build_config, read_config, read_result
+from mudreamer_fast.run.folder import (
+    IMMATERIAL,
+    RunFolder,
+    build_config,
+    read_config,
+    read_result,
+    settings_of,
+)
 from mudreamer_fast.run.lock import LOCK_FILE
 
 KEYS = ("preset", "tasks", "seeds", "settings", "variants")
-MAY_DIFFER = ("replay.batches_ahead", "replay.gather_threads", "train.device", "train.max_minutes")
-"""Settings of a run that is there which the file need not repeat."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,8 @@ class PlannedRun:
     def options(self) -> list[str]:
         """What makes the preset this run's configuration, as words of a command line."""
         words: list[str] = []
-        preset = _flat(PRESETS[self.preset][1])
-        for name, value in _flat(self.config).items():
+        preset = settings_of(PRESETS[self.preset][1])
+        for name, value in settings_of(self.config).items():
             part, _, field = name.partition(".")
             field = field.replace("_", "-")
             if value == preset[name]:
@@ -80,9 +85,9 @@ class PlannedRun:
         """
         if not self.begun:
             return
-        wanted, there = _flat(self.config), _flat(read_config(self.folder.config))
+        wanted, there = settings_of(self.config), settings_of(read_config(self.folder.config))
         for name, value in wanted.items():
-            if there[name] != value and name not in MAY_DIFFER:
+            if there[name] != value and name not in IMMATERIAL:
                 raise ConfigError(
                     f"{self.folder.root} was made with {name} {there[name]}, the file says "
                     f"{value}: name another folder by --out"
@@ -184,15 +189,6 @@ def _merge(into: dict[str, Any], changes: Mapping[str, Any], where: str) -> None
             raise ConfigError(f"{where}: {name} has settings of its own, got {value!r}")
         else:
             into[name] = None if value == "None" else value
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    return dict(_fields(dataclasses.asdict(config)))
-
-
-def _fields(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for part, fields in content.items():
-        yield from ((f"{part}.{name}", value) for name, value in fields.items())
 
 
 def _slug(text: str) -> str:
