@@ -5,12 +5,14 @@
 Starts `mudreamer-fast train --resume-or-start`, kills it with SIGKILL at random moments about every
 `--kill-every` minutes, starts it again, and looks at it every ten seconds: memory of its own (files
 that are mapped are the system's cache), open files, threads and processes of the run and its
-children, and the steps in its log. OUT
+children, and the steps in its log. Between two stretches, while nothing trains, it times updates of
+a fresh agent of the `quick` preset: the yardstick of the machine, whose speed may change in two
+hours with what else it does. OUT
 holds all of that, and what is asked of it: once the replay is full, memory that grows by no more
 than 2%, neither from one stretch between two kills to another nor within them; no more files,
 threads and processes at the end than at the beginning; and in the last stretch no less than 95% of
-the first one's steps a second. Exit code 1 where it does not hold. Without options the preset is
-`quick`, with more steps than the time allows.
+the first one's steps a second, each by the yardstick beside it. Exit code 1 where it does not hold.
+Without options the preset is `quick`, with more steps than the time allows.
 """
 
 from __future__ import annotations
@@ -29,7 +31,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from bench.profile_update import batch
 from bench.surroundings import surroundings
+from mudreamer_fast.agent import Agent
+from mudreamer_fast.config import PRESETS
+from mudreamer_fast.envs import ActionSpec, ArraySpec
 from mudreamer_fast.run.folder import RunFolder, read_config
 from mudreamer_fast.run.metrics import METRICS_FILE
 
@@ -43,6 +52,7 @@ WINDOW = 6
 """Looks that make a minute, over which steps a second are counted."""
 ENOUGH = 2 * WINDOW
 """A stretch counts where it has more settled looks than these."""
+YARDSTICK_SECONDS = 20.0
 GROWTH, SLOWER = 0.02, 0.05
 DEFAULT = ["quick", "--train.env-steps", "1000000000"]
 
@@ -70,6 +80,8 @@ class Stretch:
     """Of the first line that it logged: where it went on."""
     steps_lost: int = 0
     """By the kill before it."""
+    yardsticks: tuple[float, ...] = ()
+    """Updates a second of the machine before and after it."""
 
     def settled(self, seconds: float = SETTLED_SECONDS) -> list[Look]:
         """Looks from so many seconds after the first one; none where there are too few of them."""
@@ -84,6 +96,30 @@ class Stretch:
             for before, after in zip(looks, looks[WINDOW:], strict=False)
         ]
         return statistics.median(rates) if rates else None
+
+    def relative_rate(self) -> float | None:
+        """Steps a second by the yardstick's updates a second; None where either is unknown."""
+        rate = self.steps_per_second()
+        return rate / statistics.mean(self.yardsticks) if rate and self.yardsticks else None
+
+
+def updates_per_second(seconds: float = YARDSTICK_SECONDS) -> float:
+    """How fast the machine is: the median of the first updates of an agent of the `quick` preset.
+
+    The same work each time: the same weights, the same batch.
+    """
+    config = PRESETS["quick"][1]
+    images = {"image": ArraySpec((3, 64, 64), np.dtype(np.uint8))}
+    agent = Agent(config, images, ActionSpec(6, continuous=True), torch.device("cpu"))
+    sequences = batch(config)
+    took: list[float] = []
+    agent.update(sequences)
+    until = time.perf_counter() + seconds
+    while not took or time.perf_counter() < until:
+        begun = time.perf_counter()
+        agent.update(sequences)
+        took.append(time.perf_counter() - begun)
+    return 1 / statistics.median(took)
 
 
 def family(pid: int) -> list[int]:
@@ -189,14 +225,16 @@ def verdict(stretches: list[Stretch], full_env_steps: int) -> dict[str, Any]:
         inside = [statistics.median(h[-WINDOW:]) - statistics.median(h[:WINDOW]) for h in had]
         return float(max(last - first, statistics.median(inside) if inside else 0))
 
-    rates = [rate for one in long if (rate := one.steps_per_second()) is not None]
+    plain = [rate for one in long if (rate := one.steps_per_second()) is not None]
+    rates = [rate for one in long if (rate := one.relative_rate()) is not None]
     ended = [one.ended_by for one in stretches if one.ended_by.startswith("itself")]
     found: dict[str, Any] = {
         "kills": sum(one.ended_by == "SIGKILL" for one in stretches),
         "steps_lost": [one.steps_lost for one in stretches[1:]],
         "memory_growth": medians[-1] / medians[0] - 1 if len(full) > 1 else None,
         "memory_growth_within_a_stretch": statistics.median(within) if within else None,
-        "last_rate_to_first": rates[-1] / rates[0] if len(rates) > 1 and rates[0] else None,
+        "last_rate_to_first": rates[-1] / rates[0] if len(rates) > 1 else None,
+        "without_yardstick": plain[-1] / plain[0] if len(plain) > 1 and plain[0] else None,
         "ended_by_itself": ended,
     }
     for name in ("files", "threads", "processes"):
@@ -240,11 +278,14 @@ def main(words: list[str] | None = None) -> int:
     begun, moments = time.monotonic(), random.Random(options.seed)
     end = begun + 60 * options.minutes
     stretches: list[Stretch] = []
+    before = updates_per_second()
     with (folder.parent / "soak.log").open("w") as said:
         while time.monotonic() < end:
             until = time.monotonic() + 60 * options.kill_every * moments.uniform(0.8, 1.2)
             last = until > end - 60 * options.kill_every / 2
             one = stretch(command, folder, begun, end if last else until, last, said)
+            after = updates_per_second()
+            one.yardsticks, before = (before, after), after
             stretches.append(one)
             if one.ended_by.startswith("itself"):
                 break
@@ -252,6 +293,7 @@ def main(words: list[str] | None = None) -> int:
             print(
                 f"{(time.monotonic() - begun) / 60:.1f} min: {one.ended_by}, "
                 f"{f'{rate:.0f} steps/s' if rate else 'too short for a rate'}, "
+                f"yardstick {after:.2f} updates/s, "
                 f"{one.steps_lost:,} steps lost by the kill before",
                 flush=True,
             )

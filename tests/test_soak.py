@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import pytest
 
-from bench.soak import Look, Stretch, family, look, verdict
+from bench.soak import Look, Stretch, family, look, updates_per_second, verdict
 
 
 def stretch(start: float, rate: float, memory: float, ended_by: str, **changed: int) -> Stretch:
@@ -15,7 +16,7 @@ def stretch(start: float, rate: float, memory: float, ended_by: str, **changed: 
         Look(start + s, round(memory), env_steps=round((start + s) * rate), **had)
         for s in range(0, 600, 10)
     ]
-    return Stretch(looks, ended_by)
+    return Stretch(looks, ended_by, yardsticks=(8.0, 8.0))
 
 
 def test_a_soak_in_which_nothing_changes_holds() -> None:
@@ -99,6 +100,25 @@ def test_a_soak_that_takes_no_step_at_first_has_no_rate_to_compare_with() -> Non
     found = verdict([stretch(0, rate, 2e9, "SIGKILL") for rate in (0.0, 100.0)], 10**9)
     assert found["last_rate_to_first"] is None
     assert "last_rate_to_first" in found["not_long_enough_for"]
+
+
+def test_a_slower_machine_is_no_slower_run_and_a_faster_one_hides_none() -> None:
+    """The yardstick is timed before and after a stretch; its rate counts by their mean."""
+    first = stretch(0, 100.0, 2e9, "SIGKILL")
+    slower = stretch(600, 80.0, 2e9, "SIGTERM")
+    slower.yardsticks = (7.0, 5.8)
+    found = verdict([first, slower], 10**9)
+    assert found["last_rate_to_first"] == pytest.approx(1.0)
+    assert found["without_yardstick"] == pytest.approx(0.8)
+    same = stretch(600, 100.0, 2e9, "SIGTERM")
+    same.yardsticks = (8.0, 10.0)
+    assert verdict([first, same], 10**9)["broken"] == ["it slows down"]
+
+
+def test_the_yardstick_is_a_rate_of_updates() -> None:
+    begun = time.perf_counter()
+    rate = updates_per_second(seconds=0.0)
+    assert 1 / (time.perf_counter() - begun) < rate < 1000
 
 
 def test_a_process_is_looked_at() -> None:
