@@ -3,8 +3,8 @@
     python -m bench.groups NAME=RUN... --probe FILE... --out PNG
 
 Runs of one NAME form a group and share a colour. Each RUN is a folder with `metrics.jsonl`; a FILE
-is what `python -m bench.probe` wrote of the same runs, named alike. Several files must have probed
-the same frames: what they tell of the same run has to be the same.
+is what `python -m bench.probe` wrote of the same runs, named alike. Where several files tell of the
+same run, they have to tell the same; a bar beside each group is its file's untrained agent.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 from matplotlib.axes import Axes
@@ -31,8 +31,21 @@ CURVES = {
 """Metrics drawn over environment steps."""
 WINDOW = 10
 """Logged values that a point of a spread's curve is the mean of."""
-PROBED = {"mean_r2": "R² of a linear probe of the state", "effective_rank": "effective rank"}
+PROBED = {
+    "mean_r2": "R² of a linear probe of the state",
+    "background": "R² of one of the background",
+    "effective_rank": "effective rank",
+}
+"""What is drawn of a probe; the background where runs have one."""
 KINDS = {"encoder": "features", "latents": "latents", "model_state": "model state"}
+
+
+class Probed(NamedTuple):
+    """What a probe found, by kind of features."""
+
+    run: Mapping[str, Any]
+    untrained: Mapping[str, Any]
+    """Of an agent that has learned nothing, on the same frames."""
 
 
 class GroupsError(ValueError):
@@ -68,15 +81,18 @@ def grouped(runs: Sequence[str]) -> dict[str, list[Path]]:
     return groups
 
 
-def probed_runs(files: Sequence[Path]) -> dict[str, Any]:
+def probed_runs(files: Sequence[Path]) -> dict[str, Probed]:
     """What was probed, by run.
 
     Raises:
         GroupsError: two files tell something else of the same run.
     """
-    probed: dict[str, Any] = {}
+    probed: dict[str, Probed] = {}
     for file in files:
-        for name, found in json.loads(file.read_text())["runs"].items():
+        runs = json.loads(file.read_text())["runs"]
+        untrained = runs.pop("untrained")
+        for name, run in runs.items():
+            found = Probed(run, untrained)
             if probed.setdefault(name, found) != found:
                 raise GroupsError(f"{file} has other values of {name} than the files before it")
     return probed
@@ -97,7 +113,7 @@ def curve(run: Path, metric: str) -> tuple[list[float], list[float]]:
     return steps, values
 
 
-def draw(groups: Mapping[str, Sequence[Path]], probed: Mapping[str, Any]) -> Figure:
+def draw(groups: Mapping[str, Sequence[Path]], probed: Mapping[str, Probed]) -> Figure:
     """A line for each run's curves, and a mark for each run of what the probe measured.
 
     Args:
@@ -107,35 +123,48 @@ def draw(groups: Mapping[str, Sequence[Path]], probed: Mapping[str, Any]) -> Fig
     figure = Figure(figsize=(11.0, 6.6), layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subfigures(2, 1)
-    curves, marks = above.subplots(1, len(CURVES)), below.subplots(1, len(PROBED))
+    drawn = [probed[str(run)] for runs in groups.values() for run in runs]
+    panels = {
+        value: label
+        for value, label in PROBED.items()
+        if any(level(found.run, kind, value) is not None for found in drawn for kind in KINDS)
+    }
+    curves, marks = above.subplots(1, len(CURVES)), below.subplots(1, len(panels))
     for index, (name, runs) in enumerate(groups.items()):
         for axes, metric in zip(curves, CURVES, strict=True):
             marker = "o" if metric.startswith("evaluation/") else ""
             for number, run in enumerate(runs):
                 legend = {"label": name} if number == 0 else {}
                 axes.plot(*curve(run, metric), color=f"C{index}", ms=3, marker=marker, **legend)
-        for axes, value in zip(marks, PROBED, strict=True):
+        for axes, value in zip(marks, panels, strict=True):
             mark(axes, [probed[str(run)] for run in runs], value, index, len(groups))
     for axes, label in zip(curves, CURVES.values(), strict=True):
         axes.set(xlabel="environment steps", ylabel=label, ylim=(0, None))
-    for axes, (value, label) in zip(marks, PROBED.items(), strict=True):
-        for place, kind in enumerate(KINDS):
-            level = probed["untrained"][kind][value]
-            axes.plot([place - 0.3, place + 0.3], [level] * 2, color="0.4", ls="--")
+    for axes, label in zip(marks, panels.values(), strict=True):
         axes.set(ylabel=label, xticks=range(len(KINDS)), xticklabels=list(KINDS.values()))
-    marks[0].set_xlabel("dashed: untrained", loc="left", fontsize="small")
+    marks[0].set_xlabel("bar: untrained", loc="left", fontsize="small")
     for axes in (*curves, *marks):
         axes.grid(alpha=0.3)
     curves[0].legend(loc="best", fontsize="small")
     return figure
 
 
-def mark(axes: Axes, probed: Sequence[Mapping[str, Any]], value: str, index: int, of: int) -> None:
-    """The marks of one group of `of`, beside those of the others."""
+def level(found: Mapping[str, Any], kind: str, value: str) -> float | None:
+    """A value that was probed; None where there was nothing to probe."""
+    one = found[kind].get(value)
+    return one["mean_r2"] if isinstance(one, Mapping) else one
+
+
+def mark(axes: Axes, probed: Sequence[Probed], value: str, index: int, of: int) -> None:
+    """The marks of one group of `of`, beside those of the others, and a bar for the untrained."""
     for place, kind in enumerate(KINDS):
-        x = place + 0.5 * (index - (of - 1) / 2) / of
-        values = [run[kind][value] for run in probed]
-        axes.plot([x] * len(values), values, color=f"C{index}", ls="none", marker="o", ms=5)
+        x = place + 0.6 * (index - (of - 1) / 2) / of
+        values = [level(found.run, kind, value) for found in probed]
+        untrained = level(probed[0].untrained, kind, value)
+        if untrained is not None:
+            axes.plot([x], [untrained], color="0.4", ls="none", marker="_", ms=80 / of)
+        known = [one for one in values if one is not None]
+        axes.plot([x] * len(known), known, color=f"C{index}", ls="none", marker="o", ms=5)
 
 
 def main() -> int:

@@ -5,9 +5,11 @@ run's agent, and shows the same frames to the newest checkpoint of every run. A 
 from features to the state vector is fitted for each dimension on half of the episodes; its
 strength is chosen on a quarter, and R^2 measured on the last quarter. Features are the encoder's
 (x, of one image: velocities are not in it), the latents' (z alone) and the model state's (h and z,
-after all images so far), as they are when the agent acts. Beside the fit stand the features' spread
-and effective rank, which show a collapse. A fresh agent with the first run's configuration, which
-has learned nothing, is measured beside the runs.
+after all images so far), as they are when the agent acts. Where something moves behind the robot, a
+second regression reads that: the mean colours of 4 x 4 blocks of what is there, of the videos that
+are kept for evaluation, each episode from another frame on. Beside the fits stand the features'
+spread and effective rank, which show a collapse. A fresh agent with the first run's configuration,
+which has learned nothing, is measured beside the runs.
 
 Only the weights of a run are read: its code may have been another, as long as they still fit.
 """
@@ -35,14 +37,24 @@ from mudreamer_fast.collect import random_policy
 from mudreamer_fast.config import Config, ConfigError, EnvConfig
 from mudreamer_fast.disk import checkpoint
 from mudreamer_fast.envs import Policy, VectorEnv, make_env
+from mudreamer_fast.envs.backgrounds import BackgroundEnv
 from mudreamer_fast.envs.graphics import try_to_load_egl
 from mudreamer_fast.envs.tasks import find_task
+from mudreamer_fast.envs.vector_env import Frames
 from mudreamer_fast.machine.device import resolve_device, settle_arithmetic
 from mudreamer_fast.run.folder import RunFolder, read_config, write_json
 
 FRAMES_AT_ONCE = 256
 KINDS = ("encoder", "latents", "model_state")
 """Features that are measured."""
+BLOCKS = 4
+"""Blocks of a background, along each side."""
+ALIKE = (
+    *("task", "action_repeat", "camera", "render_profile"),
+    *("background", "background_videos", "background_mask", "background_advance"),
+    *("background_grey", "color_shift", "camera_shift", "moving_shifts"),
+)
+"""Settings of `env` that runs share, to be shown the same frames."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,8 @@ class Recording(NamedTuple):
     """(E, T)."""
     counts: npt.NDArray[np.bool_]
     """(E, T), whether a step is of the row's first episode."""
+    background: Floats | None = None
+    """(E, T, 3 BLOCKS^2), mean colours of the blocks of what is behind the robot, if anything."""
 
 
 def record(env: VectorEnv, policy: Policy, state: Any) -> Recording:
@@ -88,14 +102,24 @@ def record(env: VectorEnv, policy: Policy, state: Any) -> Recording:
     while True:
         counts, ended = ~ended, ended | step.is_last
         led = np.where(step.is_first[:, None], np.float32(0), action)
-        rows.append({**step.observation, "action": led, "first": step.is_first, "counts": counts})
+        row = {**step.observation, "action": led, "first": step.is_first, "counts": counts}
+        if isinstance(env, BackgroundEnv):
+            row["background"] = blocks(env.backgrounds)
+        rows.append(row)
         if ended.all():
             break
         action, state = policy(step.observation, step.is_first, state)
         step = env.step(action)
     stacked = {name: np.stack([row[name] for row in rows], 1) for name in rows[0]}
     led, first, counted = (stacked.pop(name) for name in ("action", "first", "counts"))
-    return Recording(stacked, led, first, counted)
+    return Recording(stacked, led, first, counted, stacked.pop("background", None))
+
+
+def blocks(frames: Frames) -> Floats:
+    """Mean colours (N, 3 BLOCKS^2) of frames (N, 3, size, size)."""
+    side = frames.shape[-1] // BLOCKS
+    cut = frames.reshape(len(frames), 3, BLOCKS, side, BLOCKS, side)
+    return cut.mean((3, 5), dtype=np.float64).reshape(len(frames), -1)
 
 
 @torch.no_grad()
@@ -140,20 +164,24 @@ def measure(
     agent: Agent, recordings: Sequence[Recording], dimensions: Sequence[str], seed: int
 ) -> dict[str, Any]:
     """What can be read from each kind of an agent's features, as JSON."""
-    states = [recording.observation["vector"] for recording in recordings]
+    read = {"": ([recording.observation["vector"] for recording in recordings], dimensions)}
+    behind = [r.background for r in recordings if r.background is not None]
+    if behind:
+        names = [f"background[{i}]" for i in range(behind[0].shape[-1])]
+        read["background"] = behind, names
     made = [what_it_makes_of(agent, recording, seed) for recording in recordings]
     fits = {}
     for kind in made[0]:
-        arrays = [one[kind] for one in made]
-        train, validate, test = (
-            (rows_of(arrays, recordings, part), rows_of(states, recordings, part))
-            for part in range(3)
-        )
-        fit = probe(train, validate, test)
-        fits[kind] = summary(fit, dimensions) | {
-            "feature_std": float(test[0].std(0).mean()),
-            "effective_rank": effective_rank(test[0]),
+        x = [rows_of([one[kind] for one in made], recordings, part) for part in range(3)]
+        found: dict[str, Any] = {
+            "feature_std": float(x[2].std(0).mean()),
+            "effective_rank": effective_rank(x[2]),
         }
+        for name, (targets, named) in read.items():
+            y = [rows_of(targets, recordings, part) for part in range(3)]
+            fit = summary(probe(*zip(x, y, strict=True)), named)
+            found |= {name: fit} if name else fit
+        fits[kind] = found
     return fits
 
 
@@ -197,11 +225,11 @@ def one_task(configs: Mapping[Path, Config]) -> EnvConfig:
     first, *others = configs
     env = configs[first].env
     for other in others:
-        for name in ("task", "action_repeat", "camera", "render_profile"):
+        for name in ALIKE:
             mine, its = getattr(env, name), getattr(configs[other].env, name)
             if mine != its:
                 raise ConfigError(f"env.{name} is {mine} in {first}, but {its} in {other}")
-    return replace(env, observation="both")
+    return replace(env, observation="both", background_set="evaluation", background_start="random")
 
 
 def compare(options: Options) -> dict[str, Any]:
@@ -264,10 +292,12 @@ def main() -> int:
     for run, result in results["runs"].items():
         for kind in KINDS:
             means = result[kind]["mean_r2_by_observation"].items()
+            seen = result[kind].get("background")
             print(
                 f"{run} {kind}: R^2 {result[kind]['mean_r2']:.3f} ("
                 + ", ".join(f"{name} {value:.3f}" for name, value in means)
                 + ")"
+                + (f", background {seen['mean_r2']:.3f}" if seen else "")
             )
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from bench import probe as tool
 from bench.ridge import STRENGTHS, Floats, effective_rank, probe, split, summary
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.collect import random_policy
-from mudreamer_fast.config import ConfigError
+from mudreamer_fast.config import Config, ConfigError, EnvConfig
 from mudreamer_fast.disk import checkpoint
+from mudreamer_fast.envs import VectorStep
+from mudreamer_fast.envs.backgrounds import BackgroundEnv
 from mudreamer_fast.run.folder import RunFolder, write_config
 from tests import tiny, tiny_run
 from tests.simulators import needs
@@ -181,6 +184,48 @@ def test_tool_writes_what_each_run_knows_of_the_same_frames(
     assert found["runs"][str(runs[1])]["run_seed"] == 2
 
 
+class BlueEnv(TinyEnv):
+    """Pictures that are all background."""
+
+    def step(self, action: np.ndarray) -> VectorStep:
+        return self._blue(super().step(action))
+
+    def reset(self) -> VectorStep:
+        return self._blue(super().reset())
+
+    def _blue(self, step: VectorStep) -> VectorStep:
+        step.observation["image"][:] = np.array([0, 0, 255], np.uint8)[:, None, None]
+        return step
+
+
+def test_blocks_are_mean_colours_from_the_upper_left() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)
+    found = tool.blocks(frames).reshape(2, 3, 4, 4)
+    assert found[1, 2, 0, 3] == pytest.approx(frames[1, 2, :16, 48:].mean())
+    assert found[0, 1, 2, 1] == pytest.approx(frames[0, 1, 32:48, 16:32].mean())
+
+
+def test_what_is_behind_the_robot_is_read_beside_the_state() -> None:
+    env = BackgroundEnv(BlueEnv(64, "both", episode_length=4), EnvConfig(background="color"), 0)
+    config = tiny.config(model={"conv": 8})  # a norm of two channels leaves nothing of a colour
+    shown = {"image": env.observation_spec["image"]}
+    agent = Agent(config, shown, env.action_spec, torch.device("cpu"))
+    recordings = [tool.record(env, random_policy(env.action_spec, 64, seed=1), None)]
+    features = tool.measure(agent, recordings, [f"light[{i}]" for i in range(3)], 0)["encoder"]
+    assert features["background"]["mean_r2"] > 0.5  # a colour is all that is in the images
+    assert features["mean_r2"] < 0.1
+    assert len(features["background"]["r2"]) == 48
+
+
+def test_backgrounds_are_probed_with_videos_that_training_shows_none_of() -> None:
+    env = EnvConfig(background="video")
+    probed = tool.one_task({Path("run"): Config(env=env)})
+    assert (probed.background_set, probed.background_start) == ("evaluation", "random")
+    other = Config(env=replace(env, background_grey=True))
+    with pytest.raises(ConfigError, match="background_grey is False in run, but True in grey"):
+        tool.one_task({Path("run"): Config(env=env), Path("grey"): other})
+
+
 def test_loaded_agent_sees_and_acts_with_the_weights_of_its_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "vector", 3)
     env, device = TinyEnv(1, "both"), torch.device("cpu")
@@ -199,7 +244,7 @@ def test_features_of_an_episode_are_those_of_acting_whatever_else_is_probed() ->
     before = {name: x.clone() for name, x in agent.world_model.state_dict().items()}
     recording = tool.record(env, random_policy(env.action_spec, 3, seed=1), None)
     shown = {name: array[:1] for name, array in recording.observation.items()}
-    alone = tool.Recording(shown, *(array[:1] for array in recording[1:]))
+    alone = tool.Recording(shown, *(array[:1] for array in recording[1:4]))
     agent.world_model.train()
     together = tool.what_it_makes_of(agent, recording, seed=0)["encoder"]
     assert_close(

@@ -143,6 +143,12 @@ class BackgroundEnv:
         """See `VectorEnv`."""
         return self.behind.render_profile
 
+    @property
+    def backgrounds(self) -> Frames:
+        """(N, 3, size, size): what is behind each robot now, hidden parts included."""
+        frames: Frames = self._frames.copy()
+        return frames
+
     def reset(self) -> VectorStep:
         """Starts a new episode everywhere; see `VectorEnv.reset`."""
         return self._shown(self.behind.reset())
