@@ -1,9 +1,9 @@
 """What an update costs by objective: MuDreamer, without its predictors, and DreamerV3, in turns.
 
-All in the same code, of the same preset, on the same batches: DreamerV3's settings are those of
-`dmc_vision_dreamerv3`. On the CPU at the size of the quick preset, on a GPU at that of `dmc_vision`.
-Run under the allocator of a training run:
-`python -m mudreamer_fast.machine.allocator -m pytest bench/bench_objectives.py --benchmark-only -s`.
+All in the same code, on the same batches: DreamerV3's settings are those of the preset
+`dmc_vision_dreamerv3`. At the size of the preset `quick` on the CPU, of `dmc_vision` on a GPU. Run
+under the allocator of a training run: `python -m mudreamer_fast.machine.allocator -m pytest
+bench/bench_objectives.py --benchmark-only -s`.
 """
 
 from __future__ import annotations
