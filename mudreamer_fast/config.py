@@ -202,9 +202,9 @@ class EnvConfig:
     """The task and how it is seen."""
 
     task: str = "dmc/walker_walk"
-    """dmc/NAME, a task that `mudreamer-fast info` lists; gym:ID, any of Gymnasium's; one's own by
-    gym:MODULE:ID, gym:MODULE:FUNCTION or dmc:MODULE:FUNCTION. `mudreamer-fast check-env` plays
-    it."""
+    """dmc/NAME, a task that `mudreamer-fast info` lists; atari/NAME, a game; gym:ID, any of
+    Gymnasium's environments; one's own by gym:MODULE:ID, gym:MODULE:FUNCTION or
+    dmc:MODULE:FUNCTION. `mudreamer-fast check-env` plays it."""
     observation: Literal["pixels", "vector", "both"] = "pixels"
     """What the agent sees: images, the simulator's state vector, or both. Where an environment of
     Gymnasium's shows no image, one is rendered."""
@@ -251,6 +251,14 @@ class EnvConfig:
     """How far the camera may be from its own place, turn and distance, likewise."""
     moving_shifts: bool = False
     """Colours and camera move during an episode, from where they were drawn."""
+    atari_noops: int = 30
+    """Frames for which Atari's games do nothing at first: up to so many, drawn for each episode."""
+    atari_sticky: float = 0.0
+    """Chance that a game takes the action of the frame before once more."""
+    atari_life_loss: bool = False
+    """A life that is lost is an end to learn from (is_terminal), though the game goes on."""
+    atari_sign_rewards: bool = False
+    """Learn from the signs of a game's rewards alone; scores are of the rewards themselves."""
     simulator_threads: int | None = None
     """Threads that EnvPool simulates on; None takes one for each core, but no more than num_envs.
     dm_control has a process for each environment."""
@@ -258,9 +266,11 @@ class EnvConfig:
     def __post_init__(self) -> None:
         _require_finite(self)
         _require_positive(
-            self, "action_repeat", "num_envs", "simulator_threads", "background_max_videos"
+            self,
+            *("action_repeat", "num_envs", "simulator_threads", "background_max_videos"),
+            "atari_noops",
         )
-        for name in ("color_shift", "camera_shift"):
+        for name in ("color_shift", "camera_shift", "atari_sticky"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
         _require(
@@ -275,11 +285,11 @@ class EnvConfig:
             self.image_size in IMAGE_SIZES,
             f"image_size must be one of {', '.join(map(str, IMAGE_SIZES))}, got {self.image_size}",
         )
-        suite = re.match(r"dmc/.|gym:.|dmc:[^:]+:[^:]+$", self.task)
+        suite = re.match(r"dmc/.|atari/.|gym:.|dmc:[^:]+:[^:]+$", self.task)
         _require(
             suite is not None,
-            "task must read dmc/NAME, gym:ID, gym:MODULE:ID or dmc:MODULE:FUNCTION, such as "
-            f"dmc/walker_walk or gym:CartPole-v1, got {self.task!r}",
+            "task must read dmc/NAME, atari/NAME, gym:ID, gym:MODULE:ID or dmc:MODULE:FUNCTION, "
+            f"such as dmc/walker_walk or gym:CartPole-v1, got {self.task!r}",
         )
 
 
@@ -441,6 +451,13 @@ PRESETS: dict[str, tuple[str, Config]] = {
     "dmc_proprio": (
         "MuDreamer from the simulator's state vectors.",
         Config(env=EnvConfig(observation="vector")),
+    ),
+    "atari100k": (
+        "A game of the Atari 100k benchmark: 400,000 frames, train ratio 1024. Wants a GPU.",
+        Config(
+            env=EnvConfig(task="atari/pong", action_repeat=4, num_envs=1),
+            train=TrainConfig(env_steps=400_000, train_ratio=1024.0),
+        ),
     ),
     "quick": (
         "A small model that learns from pixels on two CPU cores in a quarter of an hour.",

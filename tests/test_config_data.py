@@ -14,6 +14,7 @@ from mudreamer_fast.disk import checkpoint
 from mudreamer_fast.run.trainer import Trainer
 from tests import tiny_run
 from tests.envs import (
+    test_atari_env,
     test_backends_agree,
     test_backgrounds,
     test_envpool_env,
@@ -201,6 +202,14 @@ SHOWN = {
     "env.background_grey": test_footage.test_grey_is_the_luminance_in_every_channel,
     "env.background_max_videos": test_footage.test_settings_say_which_videos_and_how_much_of_them,
     "env.background_max_frames": test_footage.test_settings_say_which_videos_and_how_much_of_them,
+    "env.atari_noops": test_atari_env.test_frames_without_action_and_sticky_actions_are_drawn,
+    "env.atari_sticky": test_atari_env.test_frames_without_action_and_sticky_actions_are_drawn,
+    "env.atari_life_loss": (
+        test_atari_env.test_a_lost_life_is_an_end_to_learn_from_where_asked_for
+    ),
+    "env.atari_sign_rewards": (
+        test_atari_env.test_signs_of_rewards_are_learned_from_and_rewards_count
+    ),
     "env.simulator_threads": (
         test_envpool_env.test_envpool_env_gives_the_same_on_any_number_of_threads
     ),

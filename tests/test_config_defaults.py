@@ -19,6 +19,7 @@ V3_MODEL = f"{V3}, hyper-parameters: world model"
 V3_ACTOR_CRITIC = f"{V3}, hyper-parameters: actor critic"
 V3_GENERAL = f"{V3}, hyper-parameters: general"
 V3_BENCHMARKS = f"{V3}, overview of the benchmarks: visual control"
+V3_ATARI = f"{V3}, the published program: Atari 100k"
 V3_SIZES = f"{V3}, model sizes"
 
 PINNED: dict[str, tuple[Any, str]] = {
@@ -65,6 +66,10 @@ PINNED: dict[str, tuple[Any, str]] = {
     "env.action_repeat": (2, V3_BENCHMARKS),
     "env.num_envs": (4, V3_BENCHMARKS),
     "env.camera": (None, f"{V3}, the published program: 0, of the quadruped 2"),
+    "env.atari_noops": (30, V3_ATARI),
+    "env.atari_sticky": (0.0, V3_ATARI),
+    "env.atari_life_loss": (False, V3_ATARI),
+    "env.atari_sign_rewards": (False, V3_ATARI),
     "replay.capacity_steps": (1_000_000, V3_GENERAL),
     "replay.batch_size": (16, V3_GENERAL),
     "replay.batch_length": (64, V3_GENERAL),
@@ -147,6 +152,14 @@ DIFFERENT = {
         "model.batch_norm": "none",
         "model.dynamics_scale": 0.5,
         "model.representation_scale": 0.1,
+    },
+    # 26 games, each for 400,000 frames (Kaiser et al., arXiv 1903.00374), repeated 4 times
+    "atari100k": {
+        "env.task": "atari/pong",
+        "env.action_repeat": 4,
+        "env.num_envs": 1,
+        "train.env_steps": 400_000,
+        "train.train_ratio": 1024.0,
     },
     # DreamerPro (arXiv 2110.14565), its program: at most 100 videos and 1000 frames of each
     "dmc_vision_dreamerpro": {"env.background": "video", "env.background_start": "random"},

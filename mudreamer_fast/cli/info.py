@@ -19,7 +19,7 @@ from mudreamer_fast.collect import Collector, random_policy, replay_fields
 from mudreamer_fast.config import PRESETS, Config
 from mudreamer_fast.envs import EnvError, make_env, task_names, without_layers
 from mudreamer_fast.envs.graphics import renderer_name
-from mudreamer_fast.envs.tasks import EPISODE_SIMULATOR_STEPS
+from mudreamer_fast.envs.tasks import EPISODE_SIMULATOR_STEPS, GAMES_OF_ATARI_100K
 from mudreamer_fast.machine.device import (
     busy_with_others,
     overlaps,
@@ -87,6 +87,7 @@ def describe(preset: str, config: Config) -> str:
     for start in range(0, len(names), columns):
         lines.append("    " + "".join(n.ljust(width) for n in names[start : start + columns]))
     lines += [
+        f"    atari/NAME                       {', '.join(GAMES_OF_ATARI_100K[:3])} and others",
         "    gym:ID                           an environment that Gymnasium knows",
         "    gym:MODULE:ID                    one that a module registers when it is imported",
         "    gym:MODULE:FUNCTION              one that a function makes",

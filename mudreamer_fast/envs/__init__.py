@@ -14,7 +14,7 @@ from mudreamer_fast.envs.backgrounds import BackgroundEnv, without_layers
 from mudreamer_fast.envs.factories import Factory, remember
 from mudreamer_fast.envs.graphics import try_to_load_egl
 from mudreamer_fast.envs.shifts import shifts_anything
-from mudreamer_fast.envs.tasks import OWN_TASK, find_task, task_names
+from mudreamer_fast.envs.tasks import ATARI, OWN_TASK, find_task, task_names
 from mudreamer_fast.envs.vector_env import (
     ActionSpec,
     ArraySpec,
@@ -56,8 +56,10 @@ def with_factory(config: EnvConfig, factory: Factory | None) -> EnvConfig:
 def _check_front_end(config: EnvConfig) -> None:
     """Refuses settings of one simulator for the tasks of another."""
     backends: tuple[str, ...] = ("auto", "envpool", "dm_control")
-    if config.task.startswith("gym:"):
-        backends = ("auto", "sync", "async")
+    of_dm_control = not config.task.startswith((ATARI, "gym:"))
+    if not of_dm_control:
+        game = config.task.startswith(ATARI)
+        backends = ("auto", "envpool") if game else ("auto", "sync", "async")
         if config.camera is not None:
             raise ConfigError(f"{config.task} has no cameras to choose from")
         if config.background_mask == "chroma":
@@ -68,7 +70,7 @@ def _check_front_end(config: EnvConfig) -> None:
         if config.observation == "vector":
             raise ConfigError("shifts of colours and camera need images, got observation 'vector'")
         backends = tuple(name for name in backends if name in ("auto", "dm_control"))
-        if config.task.startswith("gym:") or config.backend not in backends:
+        if not of_dm_control or config.backend not in backends:
             raise ConfigError(
                 f"colours and cameras are shifted on dm_control alone, got {config.task} on "
                 f"backend {config.backend!r}"
@@ -117,6 +119,17 @@ def _make_plain_env(config: EnvConfig, num_envs: int, seed: int) -> VectorEnv:
         from mudreamer_fast.envs.gym_env import GymEnv
 
         return GymEnv(config, num_envs, seed)
+    if config.task.startswith(ATARI):
+        try:
+            importlib.import_module("envpool")
+        except ImportError as error:
+            raise ConfigError(
+                f"{config.task} needs EnvPool, which does not import ({error}): "
+                "pip install envpool==1.2.5"
+            ) from None
+        from mudreamer_fast.envs.atari_env import AtariEnv
+
+        return AtariEnv(config, num_envs, seed)
     # a wrong name should not wait for an import
     own = config.task.startswith(OWN_TASK)
     in_envpool = not own and find_task(config.task, config.camera)[0].in_envpool

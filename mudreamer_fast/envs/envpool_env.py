@@ -223,11 +223,25 @@ class EnvPoolEnv:
         self._pool = None
 
     def _open_pool(self) -> Any:
-        if self._pool is None:
-            raise EnvError(f"this {self._task.full_name} environment is closed")
-        if self._process != os.getpid():  # it would wait for ever
-            raise EnvError(
-                f"this {self._task.full_name} environment was made before this process was forked, "
-                "and its threads are not here: make another one in this process"
-            )
-        return self._pool
+        return opened(self._pool, self._process, self._task.full_name)
+
+
+def opened(pool: Any, process: int, name: str) -> Any:
+    """A pool that works here.
+
+    Args:
+        pool: EnvPool's; None where it has been closed.
+        process: that made it.
+        name: of the task.
+
+    Raises:
+        EnvError: it is closed, or its threads are another process's.
+    """
+    if pool is None:
+        raise EnvError(f"this {name} environment is closed")
+    if process != os.getpid():  # it would wait for ever
+        raise EnvError(
+            f"this {name} environment was made before this process was forked, "
+            "and its threads are not here: make another one in this process"
+        )
+    return pool

@@ -9,6 +9,8 @@ from mudreamer_fast.config import ConfigError
 
 OWN_TASK = "dmc:"
 """What the name of a user's own dm_control task starts with: dmc:MODULE:FUNCTION."""
+ATARI = "atari/"
+"""What the name of an Atari game starts with: atari/NAME."""
 EPISODE_SIMULATOR_STEPS = 1000
 """Length of every DeepMind Control episode; in all tasks but lqr only the time limit ends it."""
 
@@ -126,6 +128,16 @@ PAPERS_TASKS = tuple(
     )
 )  # fmt: skip
 """The 20 tasks of the paper's DeepMind Control experiments, by name."""
+GAMES_OF_ATARI_100K = tuple(
+    f"{ATARI}{name}"
+    for name in (
+        "alien", "amidar", "assault", "asterix", "bank_heist", "battle_zone", "boxing", "breakout",
+        "chopper_command", "crazy_climber", "demon_attack", "freeway", "frostbite", "gopher",
+        "hero", "jamesbond", "kangaroo", "krull", "kung_fu_master", "ms_pacman", "pong",
+        "private_eye", "qbert", "road_runner", "seaquest", "up_n_down",
+    )
+)  # fmt: skip
+"""The games of the Atari 100k benchmark (Kaiser et al., arXiv 1903.00374); EnvPool has others."""
 _IN_ENVPOOL = {
     *PAPERS_TASKS, "dmc/acrobot_swingup_sparse", "dmc/fish_swim", "dmc/fish_upright",
     "dmc/point_mass_easy", "dmc/point_mass_hard", "dmc/quadruped_fetch", "dmc/swimmer_swimmer6",

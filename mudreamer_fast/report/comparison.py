@@ -8,6 +8,7 @@ and median.
 from __future__ import annotations
 
 import importlib.util
+import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from mudreamer_fast.report.published import UNITS, normalised, suite
 from mudreamer_fast.report.runs import ReportedRun
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-FULL_SCORE = 1000.0
-"""Largest return of an episode in DeepMind Control, by which scores are divided."""
 AGGREGATES = ("mean", "median", "interquartile mean")
 REPEATS = 2_000
 """Draws of the bootstrap."""
@@ -34,6 +34,8 @@ class Comparison:
     """Variants over the tasks and numbers of seeds that all of them have."""
 
     tasks: list[str]
+    unit: str
+    """Of the scores."""
     seeds: int
     """Runs of each task that were taken, those with the lowest seeds."""
     aggregates: Mapping[str, Mapping[str, tuple[float, float, float]]]
@@ -46,7 +48,9 @@ class Comparison:
 
 
 def compare(groups: Mapping[str, Sequence[ReportedRun]]) -> Comparison | str:
-    """Compares variants over the tasks of DeepMind Control that all of them have scores of.
+    """Compares variants over the tasks of a suite that all of them have scores of.
+
+    Of several suites that with the most tasks is taken.
 
     Args:
         groups: runs by variant.
@@ -55,9 +59,14 @@ def compare(groups: Mapping[str, Sequence[ReportedRun]]) -> Comparison | str:
         The comparison, or a sentence on why there is none.
     """
     scores = {label: _by_task(runs) for label, runs in groups.items()}
-    tasks = sorted(set.intersection(*(set(one) for one in scores.values()))) if scores else []
-    if not tasks:
-        return "No task of DeepMind Control has a score of every variant, so nothing is averaged."
+    common = sorted(set.intersection(*(set(one) for one in scores.values()))) if scores else []
+    if not common:
+        return (
+            "No task of DeepMind Control or of Atari 100k has a score of every variant, so nothing "
+            "is averaged."
+        )
+    taken = statistics.mode(map(suite, common))
+    tasks = [task for task in common if suite(task) == taken]
     seeds = min(len(one[task]) for one in scores.values() for task in tasks)
     if seeds < 2:
         return (
@@ -70,21 +79,21 @@ def compare(groups: Mapping[str, Sequence[ReportedRun]]) -> Comparison | str:
             "'mudreamer-fast[report]'."
         )
     matrices = {
-        label: np.array([one[task][:seeds] for task in tasks]).T / FULL_SCORE
-        for label, one in scores.items()
+        label: np.array([one[task][:seeds] for task in tasks]).T for label, one in scores.items()
     }
-    return _bootstrap(tasks, seeds, matrices)
+    return _bootstrap(tasks, UNITS[taken], seeds, matrices)
 
 
 def _by_task(runs: Sequence[ReportedRun]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for run in runs:
-        if run.score is not None and run.task.startswith("dmc"):
-            found.setdefault(run.task, []).append(run.score)
+        score = None if run.score is None else normalised(run.task, run.score)
+        if score is not None:
+            found.setdefault(run.task, []).append(score)
     return found
 
 
-def _bootstrap(tasks: list[str], seeds: int, matrices: dict[str, Array]) -> Comparison:
+def _bootstrap(tasks: list[str], unit: str, seeds: int, matrices: dict[str, Array]) -> Comparison:
     from rliable import library, metrics
 
     def aggregate(scores: Array) -> Array:
@@ -121,7 +130,7 @@ def _bootstrap(tasks: list[str], seeds: int, matrices: dict[str, Array]) -> Comp
     levels = np.linspace(0.0, 1.0, LEVELS)
     shares, ends = estimate(matrices, lambda scores: _profile(scores, levels))
     profiles = {label: (shares[label], ends[label][0], ends[label][1]) for label in matrices}
-    return Comparison(tasks, seeds, aggregates, improvement, levels, profiles)
+    return Comparison(tasks, unit, seeds, aggregates, improvement, levels, profiles)
 
 
 def _profile(scores: Array, levels: Array) -> Array:

@@ -155,7 +155,7 @@ def aggregates(comparison: Comparison, path: Path) -> None:
             axes.set_yticks([])
             axes.set_xlim(left=0.0)
             axes.locator_params(axis="x", nbins=6)
-            axes.set_title(f"{name}, return / 1000", fontsize="medium")
+            axes.set_title(f"{name}, {comparison.unit}", fontsize="medium")
             axes.grid(alpha=0.3, axis="x")
 
 
@@ -166,6 +166,6 @@ def profiles(comparison: Comparison, path: Path) -> None:
             color = f"C{number % 10}"
             axes.plot(comparison.levels, share, color=color, label=label)
             axes.fill_between(comparison.levels, low, high, color=color, alpha=0.2, lw=0)
-        axes.set_xlabel("return / 1000", fontsize="small")
+        axes.set_xlabel(comparison.unit, fontsize="small")
         axes.set_ylabel("share of runs above it", fontsize="small")
         axes.grid(alpha=0.3)

@@ -11,17 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from mudreamer_fast.config import ConfigError
-from mudreamer_fast.envs.tasks import PAPERS_TASKS
+from mudreamer_fast.envs.tasks import GAMES_OF_ATARI_100K, PAPERS_TASKS
 from mudreamer_fast.report import figures
 from mudreamer_fast.report.comparison import AGGREGATES, Comparison, compare
-from mudreamer_fast.report.published import OVERALL, SOURCES, PublishedColumn, published_columns
+from mudreamer_fast.report.published import (
+    OVERALL,
+    SOURCES,
+    PublishedColumn,
+    normalised,
+    published_columns,
+    suite,
+)
 from mudreamer_fast.report.runs import ReportedRun, differing_settings, read_runs, variants
 
 TEMPLATE = Path(__file__).with_name("page.html")
 PAGE = "index.html"
 LARGEST_FILM = 4 * 2**20
 """Bytes of a video that is put into the page; a larger one is left where it lies."""
-PUBLISHED_STEPS = 1_000_000
+SUITES = {
+    "dmc": (PAPERS_TASKS, "tasks of the paper"),
+    "atari": (GAMES_OF_ATARI_100K, "games of Atari 100k"),
+}
+"""What is to be run of each suite."""
+PUBLISHED_STEPS = {"dmc": 1_000_000, "atari": 400_000}
 USUAL_SEEDS = 3
 """Seeds of the paper's scores."""
 
@@ -48,6 +60,8 @@ class TaskRow:
     score: str
     """Mean over seeds and standard deviation."""
     ratio: str
+    normalised: str
+    """By what humans score, in games of Atari 100k."""
     published: list[str]
 
 
@@ -73,9 +87,12 @@ def write_report(places: Sequence[Path], out: Path, title: str) -> Iterator[str]
     groups = variants(runs)
     comparison = compare(groups)
     pictures = _draw(groups, comparison, out)
-    columns = published_columns(
-        {run.task for run in runs}, any(run.config.env.background != "none" for run in runs)
-    )
+    moving = {run.config.env.background != "none" for run in runs}
+    columns = [
+        column
+        for backgrounds in sorted(moving)
+        for column in published_columns({run.task for run in runs}, backgrounds)
+    ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page = environment.from_string(TEMPLATE.read_text()).render(
         title=title,
@@ -86,6 +103,7 @@ def write_report(places: Sequence[Path], out: Path, title: str) -> Iterator[str]
         sources={column.source: SOURCES[column.source] for column in columns},
         overall=OVERALL if any(run.task in PAPERS_TASKS for run in runs) else None,
         pictures={name: _data_uri(path) for name, path in pictures.items()},
+        atari=any(suite(run.task) == "atari" for run in runs),
         comparison=comparison if isinstance(comparison, Comparison) else None,
         why_not_compared=comparison if isinstance(comparison, str) else None,
         aggregates=AGGREGATES,
@@ -154,6 +172,10 @@ def _task_rows(
                 random=number(base),
                 score=number(mean) + spread,
                 ratio=f"{mean / base:.1f}" if mean is not None and base and base > 0 else "-",
+                normalised=number(
+                    normalised(task, mean) if mean is not None and suite(task) == "atari" else None,
+                    digits=2,
+                ),
                 published=[number(column.scores.get(task)) for column in columns],
             )
 
@@ -195,15 +217,20 @@ def _missing(
                 yield f"{label}: {task} was not run"
             elif seeds < USUAL_SEEDS:
                 yield f"{label}: {task} was run with {seeds} of the paper's {USUAL_SEEDS} seeds"
-    if unrun := sorted(set(PAPERS_TASKS) - tasks):
-        names = ", ".join(task.removeprefix("dmc/") for task in unrun)
-        yield f"of the {len(PAPERS_TASKS)} tasks of the paper these were not run: {names}"
-    if short := [run for run in runs if run.scored_at < PUBLISHED_STEPS]:
-        yield (
-            f"{len(short)} of {len(runs)} runs have their score after fewer than the "
-            f"{PUBLISHED_STEPS:,} steps of most published scores: the comparison shows the distance"
-        )
-    profiles = sorted({run.config.env.render_profile for run in runs} - {"reference", "auto"})
+    for kind, (known, called) in SUITES.items():
+        unrun = sorted(set(known) - tasks)
+        if unrun and kind in map(suite, tasks):
+            names = ", ".join(task.removeprefix(f"{kind}/") for task in unrun)
+            yield f"of the {len(known)} {called} these were not run: {names}"
+    for kind, steps in PUBLISHED_STEPS.items():
+        own = [run for run in runs if suite(run.task) == kind]
+        if short := [run for run in own if run.scored_at < steps]:
+            yield (
+                f"{len(short)} of {len(own)} runs have their score after fewer than the {steps:,} "
+                "steps of most published scores: the comparison shows the distance"
+            )
+    drawn = {run.config.env.render_profile for run in runs if suite(run.task) == "dmc"}
+    profiles = sorted(drawn - {"reference", "auto"})
     if profiles:
         yield (
             f"images were rendered in the profile {' and '.join(profiles)}, published scores come "

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import csv
+import functools
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 SCORES = Path(__file__).with_name("published_scores.csv")
+ATARI_HUMAN = Path(__file__).with_name("atari_human.csv")
+"""What a random policy and a human tester score in games of Atari 100k (Wang et al., arXiv
+1511.06581, with up to 30 frames of doing nothing first)."""
+FULL_SCORE = 1000.0
+"""Largest return of an episode in DeepMind Control."""
 AGENTS = {
     "dreamerv3": "DreamerV3",
     "drqv2": "DrQ-v2",
@@ -22,6 +29,9 @@ SOURCES = {
         "computed from the score files in danijar/dreamerv3: mean over the last 5% of the steps "
         "before, then over seeds"
     ),
+    "score files, last fifth": (
+        "the same files' mean over the last fifth of the steps before, as games may be long"
+    ),
     "2023 paper": "Hafner et al., arXiv 2301.04104, first version",
     "MuDreamer's code": "the author's repository of MuDreamer",
     "DreamerPro's runs": "Deng, Jang and Ahn, arXiv 2110.14565: its own runs, videos behind",
@@ -34,6 +44,32 @@ OVERALL = (
     "DreamerV3 739.6 and 808.5; with natural backgrounds, mean, MuDreamer 517.0, DreamerPro 445.2, "
     "TPC 372.8, DreamerV3 83.6."
 )
+UNITS = {"dmc": "return / 1000", "atari": "human-normalised score"}
+"""What scores of each suite are averaged as."""
+
+
+@functools.cache
+def _atari_human() -> dict[str, tuple[float, float]]:
+    with ATARI_HUMAN.open(newline="") as file:
+        return {r["task"]: (float(r["random"]), float(r["human"])) for r in csv.DictReader(file)}
+
+
+def suite(task: str) -> str:
+    """The suite of a task, such as dmc."""
+    return re.split("[/:]", task)[0]
+
+
+def normalised(task: str, score: float) -> float | None:
+    """A score in its suite's unit; None where there is none.
+
+    DeepMind Control: by the largest return. Atari 100k: `(s - random) / (human - random)`.
+    """
+    if suite(task) == "dmc":
+        return score / FULL_SCORE
+    if task in (known := _atari_human()):
+        random, human = known[task]
+        return (score - random) / (human - random)
+    return None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from mudreamer_fast.run.folder import write_json
 
 SIMULATORS = {
     "EnvPoolEnv": ("envpool",),
+    "AtariEnv": ("envpool",),
     "DmcEnv": ("dm_control", "mujoco"),
     "GymEnv": ("gymnasium",),
 }

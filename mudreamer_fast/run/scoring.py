@@ -64,14 +64,16 @@ def score(
 
     Args:
         env_config: task; at most its `num_envs` environments run side by side, before the videos
-            for evaluation, if there are any behind them.
+            for evaluation, if there are any behind them. Rewards count as they are.
         make_policy: the policy to score.
         episodes: number of episodes.
         seed: of the environments: the same seed gives the same episodes to every policy.
         film: keep the pictures of the first episode.
         interrupt: called at every step; what it raises ends the evaluation.
     """
-    env_config = dataclasses.replace(env_config, background_set="evaluation")
+    env_config = dataclasses.replace(
+        env_config, background_set="evaluation", atari_sign_rewards=False
+    )
     env = make_env(env_config, min(episodes, env_config.num_envs), seed)
     try:
         return evaluate(env, make_policy(env), episodes, film, interrupt=interrupt)

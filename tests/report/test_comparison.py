@@ -87,13 +87,30 @@ def test_one_seed_tells_nothing_of_the_spread(tmp_path: Path) -> None:
     assert "one seed alone" in str(found)
 
 
+def test_games_are_averaged_by_what_humans_score_and_apart_from_other_tasks(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("rliable")
+    scores = {"dmc/cheetah_run": 500.0, "atari/pong": 14.6, "atari/boxing": 0.1}
+    folders = [
+        write_run(tmp_path / f"{seed}-{task[-6:]}", configuration(task, seed), [score])
+        for seed in range(2)
+        for task, score in scores.items()
+    ]
+    found = compare(variants(read_runs(folders)[0]))
+    assert isinstance(found, Comparison)
+    assert (found.tasks, found.unit) == (["atari/boxing", "atari/pong"], "human-normalised score")
+    (aggregates,) = found.aggregates.values()
+    assert aggregates["mean"][0] == pytest.approx(0.5)
+
+
 def test_no_common_task_is_said(tmp_path: Path) -> None:
     folders = [
         write_run(tmp_path / "a", configuration("gym:CartPole-v1", 0)),
         write_run(tmp_path / "b", configuration("gym:CartPole-v1", 1)),
     ]
-    assert "No task of DeepMind Control" in str(compare(variants(read_runs(folders)[0])))
-    assert "No task of DeepMind Control" in str(compare({}))
+    assert "No task of DeepMind Control or of" in str(compare(variants(read_runs(folders)[0])))
+    assert "No task of DeepMind Control or of" in str(compare({}))
 
 
 def test_without_rliable_the_way_to_it_is_said(tmp_path: Path) -> None:

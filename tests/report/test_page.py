@@ -102,6 +102,27 @@ def test_names_are_text_and_no_code(tmp_path: Path) -> None:
     assert "<script>" not in (tmp_path / "report" / "index.html").read_text()
 
 
+def test_games_stand_beside_humans_and_published_scores(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / f"{seed}", configuration("atari/boxing", seed), [6.1], pictures=False)
+        for seed in range(2)
+    ]
+    text = report(tmp_path, *runs)
+    assert "ratio human-normalised DreamerV3, score files, last fifth, 400,000 steps" in text
+    assert "atari/boxing all runs 2 100,000 15.0 6.1 ± 0.0 0.4 0.50 " in text
+    assert "of the 26 games of Atari 100k these were not run: alien, amidar" in text
+    assert "tasks of the paper" not in text
+    assert "2 of 2 runs have their score after fewer than the 400,000 steps" in text
+
+
+def test_runs_with_and_without_videos_have_both_kinds_of_columns(tmp_path: Path) -> None:
+    plain = configuration()
+    moving = dataclasses.replace(plain, env=dataclasses.replace(plain.env, background="video"))
+    text = report(tmp_path, write_run(tmp_path / "a", plain), write_run(tmp_path / "b", moving))
+    assert "DreamerPro, DreamerPro's runs, 1,000,000 steps" in text
+    assert "DreamerV3, 2023 paper, 1,000,000 steps" in text
+
+
 def test_runs_with_videos_behind_stand_beside_such_scores(tmp_path: Path) -> None:
     config = configuration()
     config = dataclasses.replace(config, env=dataclasses.replace(config.env, background="video"))

@@ -3,7 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mudreamer_fast.report.published import AGENTS, SOURCES, published_columns, published_scores
+from mudreamer_fast.envs.tasks import GAMES_OF_ATARI_100K
+from mudreamer_fast.report.published import (
+    AGENTS,
+    SOURCES,
+    normalised,
+    published_columns,
+    published_scores,
+)
 
 
 def test_published_scores_are_those_of_all_tasks() -> None:
@@ -29,6 +36,24 @@ def test_their_means_are_the_published_ones(agent, env_steps, source, mean) -> N
     scores = published_scores(agent, env_steps, source)
     assert len(scores) == 20
     assert np.mean(list(scores.values())) == pytest.approx(mean, abs=0.06)
+
+
+def test_dreamerv3s_games_average_to_what_its_paper_says() -> None:
+    scores = published_scores(env_steps=400_000, source="score files, last fifth")
+    assert set(scores) == set(GAMES_OF_ATARI_100K)
+    found = [normalised(task, score) for task, score in scores.items()]
+    # Its paper, with another average over the last steps: 1.12 and 0.49.
+    assert np.mean(found) == pytest.approx(1.12, abs=0.04)  # type: ignore[arg-type]
+    assert np.median(found) == pytest.approx(0.49, abs=0.01)  # type: ignore[arg-type]
+
+
+def test_scores_are_normalised_by_their_suite() -> None:
+    assert normalised("dmc/walker_walk", 250.0) == 0.25
+    assert normalised("dmc:mine:task", 250.0) == 0.25
+    assert normalised("atari/pong", -20.7) == 0.0
+    assert normalised("atari/pong", 14.6) == 1.0
+    assert normalised("atari/tetris", 1.0) is None  # no game of Atari 100k
+    assert normalised("gym:CartPole-v1", 250.0) is None
 
 
 def test_scores_with_videos_behind_are_kept_apart() -> None:
