@@ -5,20 +5,22 @@
 Starts `mudreamer-fast train --resume-or-start`, kills it with SIGKILL at random moments about every
 `--kill-every` minutes, starts it again, and looks at it every ten seconds: memory of its own (files
 that are mapped are the system's cache), open files, threads and processes of the run and its
-children, and the steps in its log. Between two stretches, while nothing trains, it times updates of
-a fresh agent of the `quick` preset: the yardstick of the machine, whose speed may change in two
-hours with what else it does. OUT
+children, and the steps in its log. Once a minute it stops the run (SIGSTOP) for some seconds, in
+which it times updates of a fresh agent of the `quick` preset: the yardstick of the machine, whose
+speed may change with what else it does. OUT
 holds all of that, and what is asked of it: once the replay is full, memory that grows by no more
 than 2%, neither from one stretch between two kills to another nor within them; no more files,
 threads and processes at the end than at the beginning; and in the last stretch no less than 95% of
-the first one's steps a second, each by the yardstick beside it. Exit code 1 where it does not hold.
-Without options the preset is `quick`, with more steps than the time allows.
+the first one's steps a second, each minute's by the yardsticks before and after it. Exit code 1
+where it does not hold. Without options the preset is `quick`, with more steps than the time allows.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import random
 import shlex
 import signal
@@ -28,6 +30,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +52,10 @@ CHECKED_SECONDS = 400.0
 """Memory takes a step at the first checkpoint after a start, which begins a thread too, and another
 one at the first evaluation."""
 WINDOW = 6
-"""Looks that make a minute, over which steps a second are counted."""
+"""Looks between two yardsticks, a minute."""
 ENOUGH = 2 * WINDOW
 """A stretch counts where it has more settled looks than these."""
-YARDSTICK_SECONDS = 20.0
+YARDSTICK_SECONDS = 4.0
 GROWTH, SLOWER = 0.02, 0.05
 DEFAULT = ["quick", "--train.env-steps", "1000000000"]
 
@@ -68,6 +71,9 @@ class Look:
     threads: int
     processes: int
     env_steps: int
+    """Of the newest line of its log."""
+    logged_at: float
+    """Seconds of the run's own, of the same line."""
 
 
 @dataclass
@@ -80,27 +86,34 @@ class Stretch:
     """Of the first line that it logged: where it went on."""
     steps_lost: int = 0
     """By the kill before it."""
-    yardsticks: tuple[float, ...] = ()
-    """Updates a second of the machine before and after it."""
+    yardsticks: list[tuple[float, float]] = field(default_factory=list)
+    """When the run was stopped, and the machine's updates a second meanwhile."""
 
     def settled(self, seconds: float = SETTLED_SECONDS) -> list[Look]:
         """Looks from so many seconds after the first one; none where there are too few of them."""
         looks = [look for look in self.looks if look.seconds >= self.looks[0].seconds + seconds]
         return looks if len(looks) > ENOUGH else []
 
+    def minutes(self) -> list[tuple[float, float]]:
+        """Of each minute between two yardsticks: steps a second, and by updates a second."""
+        found = []
+        settled = self.settled()
+        for (begin, before), (end, after) in pairwise(self.yardsticks):
+            # the newest line of the first look may be from before the run was stopped
+            looks = [look for look in settled if begin < look.seconds < end][1:]
+            if len(looks) > 1 and (seconds := looks[-1].logged_at - looks[0].logged_at) > 0:
+                rate = (looks[-1].env_steps - looks[0].env_steps) / seconds
+                found.append((rate, rate / statistics.mean((before, after))))
+        return found
+
     def steps_per_second(self) -> float | None:
         """Median over its minutes, so without its evaluations; None where it was too short."""
-        looks = self.settled()
-        rates = [
-            (after.env_steps - before.env_steps) / (after.seconds - before.seconds)
-            for before, after in zip(looks, looks[WINDOW:], strict=False)
-        ]
-        return statistics.median(rates) if rates else None
+        return statistics.median(rate for rate, _ in found) if (found := self.minutes()) else None
 
     def relative_rate(self) -> float | None:
-        """Steps a second by the yardstick's updates a second; None where either is unknown."""
-        rate = self.steps_per_second()
-        return rate / statistics.mean(self.yardsticks) if rate and self.yardsticks else None
+        """Median over its minutes of steps for each update that the machine makes meanwhile."""
+        found = self.minutes()
+        return statistics.median(relative for _, relative in found) if found else None
 
 
 def updates_per_second(seconds: float = YARDSTICK_SECONDS) -> float:
@@ -134,7 +147,7 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def look(pid: int, seconds: float, env_steps: int) -> Look | None:
+def look(pid: int, seconds: float, newest: tuple[int, float]) -> Look | None:
     """What the processes of a run have; None where they are just ending."""
     memory = files = threads = 0
     processes = family(pid)
@@ -147,11 +160,27 @@ def look(pid: int, seconds: float, env_steps: int) -> Look | None:
             threads += len(list((folder / "task").iterdir()))
     except (OSError, IndexError):
         return None
-    return Look(seconds, memory, files, threads, len(processes), env_steps)
+    return Look(seconds, memory, files, threads, len(processes), *newest)
 
 
-def logged(log: Path) -> list[int]:
-    """Environment steps of every whole line of a run's log."""
+def stopped(pid: int) -> float:
+    """The yardstick, while a run and all below it stand still."""
+    processes = family(pid)
+
+    def send(what: signal.Signals) -> None:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, what)
+
+    send(signal.SIGSTOP)
+    try:
+        return updates_per_second()
+    finally:
+        send(signal.SIGCONT)
+
+
+def logged(log: Path) -> list[tuple[int, float]]:
+    """Environment steps and seconds of every whole line of a run's log."""
     try:
         lines = log.read_text().splitlines()
     except OSError:
@@ -159,7 +188,8 @@ def logged(log: Path) -> list[int]:
     found = []
     for line in lines:
         try:
-            found.append(int(json.loads(line)["env_steps"]))
+            row = json.loads(line)
+            found.append((int(row["env_steps"]), float(row["seconds"])))
         except (ValueError, KeyError):  # the last line may be half written
             continue
     return found
@@ -174,10 +204,13 @@ def stretch(
     process = subprocess.Popen(command, stdout=said, stderr=said)
     while time.monotonic() < until and process.poll() is None:
         time.sleep(max(0.0, min(LOOK_SECONDS, until - time.monotonic())))
-        steps = logged(log)
-        now = look(process.pid, time.monotonic() - begun, steps[-1] if steps else 0)
-        if now is not None and process.poll() is None:
-            found.looks.append(now)
+        lines = logged(log)
+        now = look(process.pid, time.monotonic() - begun, lines[-1] if lines else (0, 0.0))
+        if now is None or process.poll() is not None:
+            continue
+        found.looks.append(now)
+        if len(found.looks) % WINDOW == 0:
+            found.yardsticks.append((time.monotonic() - begun, stopped(process.pid)))
     if process.poll() is not None:
         found.ended_by = f"itself, with code {process.returncode}"
     else:
@@ -186,7 +219,7 @@ def stretch(
         found.ended_by = "SIGTERM" if last else "SIGKILL"
     if before and found.looks:
         found.first_env_steps = min(look.env_steps for look in found.looks)
-        found.steps_lost = max(0, before[-1] - found.first_env_steps)
+        found.steps_lost = max(0, before[-1][0] - found.first_env_steps)
     return found
 
 
@@ -233,7 +266,7 @@ def verdict(stretches: list[Stretch], full_env_steps: int) -> dict[str, Any]:
         "steps_lost": [one.steps_lost for one in stretches[1:]],
         "memory_growth": medians[-1] / medians[0] - 1 if len(full) > 1 else None,
         "memory_growth_within_a_stretch": statistics.median(within) if within else None,
-        "last_rate_to_first": rates[-1] / rates[0] if len(rates) > 1 else None,
+        "last_rate_to_first": rates[-1] / rates[0] if len(rates) > 1 and rates[0] else None,
         "without_yardstick": plain[-1] / plain[0] if len(plain) > 1 and plain[0] else None,
         "ended_by_itself": ended,
     }
@@ -278,22 +311,19 @@ def main(words: list[str] | None = None) -> int:
     begun, moments = time.monotonic(), random.Random(options.seed)
     end = begun + 60 * options.minutes
     stretches: list[Stretch] = []
-    before = updates_per_second()
     with (folder.parent / "soak.log").open("w") as said:
         while time.monotonic() < end:
             until = time.monotonic() + 60 * options.kill_every * moments.uniform(0.8, 1.2)
             last = until > end - 60 * options.kill_every / 2
             one = stretch(command, folder, begun, end if last else until, last, said)
-            after = updates_per_second()
-            one.yardsticks, before = (before, after), after
             stretches.append(one)
             if one.ended_by.startswith("itself"):
                 break
-            rate = one.steps_per_second()
+            rate, relative = one.steps_per_second(), one.relative_rate()
             print(
                 f"{(time.monotonic() - begun) / 60:.1f} min: {one.ended_by}, "
                 f"{f'{rate:.0f} steps/s' if rate else 'too short for a rate'}, "
-                f"yardstick {after:.2f} updates/s, "
+                f"{f'{relative:.2f} by update, ' if relative else ''}"
                 f"{one.steps_lost:,} steps lost by the kill before",
                 flush=True,
             )

@@ -1,22 +1,30 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from bench import soak
 from bench.soak import Look, Stretch, family, look, updates_per_second, verdict
+from tests.patience import PATIENCE_SECONDS
 
 
 def stretch(start: float, rate: float, memory: float, ended_by: str, **changed: int) -> Stretch:
-    """Ten minutes that begin at a second `start`, with a look every ten seconds."""
+    """Ten minutes from a second `start`, with a look every ten seconds, on a steady machine."""
     had: dict[str, Any] = {"files": 30, "threads": 9, "processes": 1} | changed
     looks = [
-        Look(start + s, round(memory), env_steps=round((start + s) * rate), **had)
+        Look(start + s, round(memory), env_steps=round((start + s) * rate), logged_at=s, **had)
         for s in range(0, 600, 10)
     ]
-    return Stretch(looks, ended_by, yardsticks=(8.0, 8.0))
+    yardsticks = [(start + s + 1, 8.0) for s in range(50, 600, 60)]
+    return Stretch(looks, ended_by, yardsticks=yardsticks)
 
 
 def test_a_soak_in_which_nothing_changes_holds() -> None:
@@ -91,7 +99,8 @@ def test_an_evaluation_is_no_slowness_and_a_short_stretch_gives_no_rate() -> Non
     for at in stretches[2].looks[30:]:  # half a minute without a step
         at.env_steps -= 3_000
     assert verdict(stretches, 0)["last_rate_to_first"] == pytest.approx(1.0)
-    short = Stretch([Look(1800.0 + s, 2 * 10**9, 30, 9, 1, 0) for s in range(0, 70, 10)], "SIGTERM")
+    short = stretch(1800, 100.0, 2e9, "SIGTERM")
+    short.looks, short.yardsticks = short.looks[:7], short.yardsticks[:1]
     assert short.steps_per_second() is None
     assert verdict([*stretches, short], 0)["last_rate_to_first"] == pytest.approx(1.0)
 
@@ -102,17 +111,48 @@ def test_a_soak_that_takes_no_step_at_first_has_no_rate_to_compare_with() -> Non
     assert "last_rate_to_first" in found["not_long_enough_for"]
 
 
+def at_pace(one: Stretch, paces: list[float]) -> Stretch:
+    """The same looks on a machine that makes other updates a second from minute to minute."""
+    one.yardsticks = [(at, pace) for (at, _), pace in zip(one.yardsticks, paces, strict=True)]
+    return one
+
+
 def test_a_slower_machine_is_no_slower_run_and_a_faster_one_hides_none() -> None:
-    """The yardstick is timed before and after a stretch; its rate counts by their mean."""
     first = stretch(0, 100.0, 2e9, "SIGKILL")
-    slower = stretch(600, 80.0, 2e9, "SIGTERM")
-    slower.yardsticks = (7.0, 5.8)
+    slower = at_pace(stretch(600, 80.0, 2e9, "SIGTERM"), [6.4] * 10)
     found = verdict([first, slower], 10**9)
     assert found["last_rate_to_first"] == pytest.approx(1.0)
     assert found["without_yardstick"] == pytest.approx(0.8)
-    same = stretch(600, 100.0, 2e9, "SIGTERM")
-    same.yardsticks = (8.0, 10.0)
+    same = at_pace(stretch(600, 100.0, 2e9, "SIGTERM"), [9.0] * 10)
     assert verdict([first, same], 10**9)["broken"] == ["it slows down"]
+
+
+def test_each_minute_counts_by_the_yardsticks_around_it() -> None:
+    one = at_pace(stretch(0, 100.0, 2e9, "SIGKILL"), [8.0, 8, 8, 8, 4, 4, 8, 8, 8, 8])
+    # The first minute is not settled.
+    assert [relative for _, relative in one.minutes()[1:]] == pytest.approx(
+        [100 / 8] * 2 + [100 / 6, 100 / 4, 100 / 6] + [100 / 8] * 3
+    )
+
+
+def test_a_run_stands_still_while_the_machine_is_timed() -> None:
+    counts = "import time\nwhile True: print(1, flush=True); time.sleep(0.001)"
+    with subprocess.Popen([sys.executable, "-c", counts], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with mock.patch.object(soak, "updates_per_second", partial(becomes, process.pid, True)):
+            soak.stopped(process.pid)
+        becomes(process.pid, stopped=False)
+        process.kill()
+
+
+def becomes(pid: int, stopped: bool) -> None:
+    """Waits until a process is stopped, or goes on."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    status = Path(f"/proc/{pid}/stat")
+    while (status.read_text().rpartition(")")[2].split()[0] == "T") != stopped:
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_the_yardstick_is_a_rate_of_updates() -> None:
@@ -123,7 +163,7 @@ def test_the_yardstick_is_a_rate_of_updates() -> None:
 
 def test_a_process_is_looked_at() -> None:
     assert os.getpid() in family(os.getpid())
-    found = look(os.getpid(), 1.0, 2)
+    found = look(os.getpid(), 1.0, (2, 0.5))
     assert found is not None
     assert found.memory_bytes > 1e6
     assert found.files > 2
