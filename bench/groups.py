@@ -143,6 +143,8 @@ def draw(groups: Mapping[str, Sequence[Path]], probed: Mapping[str, Probed]) -> 
     for axes, label in zip(marks, panels.values(), strict=True):
         axes.set(ylabel=label, xticks=range(len(KINDS)), xticklabels=list(KINDS.values()))
     marks[0].set_xlabel("bar: untrained", loc="left", fontsize="small")
+    for axes in curves:
+        axes.locator_params(axis="x", nbins=5)
     for axes in (*curves, *marks):
         axes.grid(alpha=0.3)
     curves[0].legend(loc="best", fontsize="small")
@@ -162,7 +164,7 @@ def mark(axes: Axes, probed: Sequence[Probed], value: str, index: int, of: int) 
         values = [level(found.run, kind, value) for found in probed]
         untrained = level(probed[0].untrained, kind, value)
         if untrained is not None:
-            axes.plot([x], [untrained], color="0.4", ls="none", marker="_", ms=80 / of)
+            axes.plot([x], [untrained], color="0.4", ls="none", marker="_", ms=48 / of)
         known = [one for one in values if one is not None]
         axes.plot([x] * len(known), known, color=f"C{index}", ls="none", marker="o", ms=5)
 
