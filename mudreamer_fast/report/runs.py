@@ -216,8 +216,9 @@ def differing_settings(runs: Sequence[ReportedRun]) -> dict[str, list[Any]]:
 def variants(runs: Sequence[ReportedRun]) -> dict[str, list[ReportedRun]]:
     """Runs that differ in task and seed alone, together, by what sets them apart.
 
-    A variant is called by its settings that are not those of most runs. A setting that has one
-    value for each task, such as an action repeat, sets no runs apart.
+    A variant is called by the folder that holds its runs and no others, as a sweep has one for
+    each, or else by its settings that are not those of most runs. A setting that has one value for
+    each task, such as an action repeat, sets no runs apart.
     """
     own = {*IMMATERIAL, "env.task", "train.seed"}
     apart: dict[str, Any] = {}
@@ -233,6 +234,10 @@ def variants(runs: Sequence[ReportedRun]) -> dict[str, list[ReportedRun]]:
         unusual = (name for name, usual in apart.items() if repr(settings[name]) != usual)
         label = ", ".join(f"{name} {settings[name]}" for name in unusual)
         found.setdefault(label or (USUAL if apart else ALL), []).append(run)
+    folders = [{run.root.parent.name for run in group} for group in found.values()]
+    names = [name for group in folders for name in group]
+    if len(set(names)) == len(names) == len(found) > 1:
+        found = dict(zip(names, found.values(), strict=True))
     return {
         label: sorted(group, key=lambda run: (run.task, run.seed)) for label, group in found.items()
     }

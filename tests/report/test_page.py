@@ -52,13 +52,13 @@ def test_the_page_says_what_runs_came_to(tmp_path: Path, places: list[Path]) -> 
     text = report(tmp_path, *places)
     assert text.startswith("A title & more 12 runs of 2 tasks in 2 variants, 10 of them finished.")
     # Task, variant, seeds, steps, random, mean and deviation over seeds, ratio, DreamerV3's scores.
-    assert "dmc/cheetah_run baseline 3 100,000 15.0 151.0 ± 1.0 10.1 661.5 836.3" in text
+    assert "dmc/cheetah_run both 3 100,000 15.0 151.0 ± 1.0 10.1 661.5 836.3" in text
     # 150, 151, and 152 cut by half.
-    assert "model.batch_norm none 3 50,000 to 100,000 15.0 125.7 ± 43.0 8.4" in text
+    assert "none 3 50,000 to 100,000 15.0 125.7 ± 43.0 8.4" in text
     assert "DreamerV3, 2023 paper, 1,000,000 steps" in text
     assert "Over 2 tasks (dmc/cheetah_run, dmc/walker_walk) with 3 seeds each" in text
     assert "MuDreamer 784.7 and 849.6" in text
-    assert "baseline model.batch_norm none 0.778 (" in text  # 6 of 9 pairs, and two ties
+    assert "both none 0.778 (" in text  # 6 of 9 pairs, and two ties
     missing = text.partition("what to bear in mind")[2]
     assert "none/walker_walk-2: not finished: 50,000 of 100,000 steps; its score is that" in missing
     assert "of the 20 tasks of the paper these were not run: acrobot_swingup, ball" in missing

@@ -94,3 +94,22 @@ def test_variants_differ_in_more_than_task_and_seed(tmp_path: Path) -> None:
     # The walker's action predictor sets nothing apart: no other run of its task has one.
     assert named == {"baseline": ["a", "b", "d"], "model.batch_norm none": ["c"]}
     assert list(variants(runs[:2])) == ["all runs"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (("plain/a", "plain/b", "bare/a"), ["plain", "bare"]),
+        (("plain/a", "other/b", "bare/a"), ["baseline", "model.batch_norm none"]),
+        (("plain/a", "bare/b", "bare/a"), ["baseline", "model.batch_norm none"]),
+        (("x/runs/a", "x/runs/b", "y/runs/a"), ["baseline", "model.batch_norm none"]),
+    ],
+)
+def test_a_variant_with_a_folder_of_its_own_is_called_by_it(
+    folders: tuple[str, ...], expected: list[str], tmp_path: Path
+) -> None:
+    configs = [configuration(), configuration(seed=1), configuration(batch_norm="none")]
+    places = [
+        write_run(tmp_path / name, config) for name, config in zip(folders, configs, strict=True)
+    ]
+    assert list(variants(read_runs(places)[0])) == expected
