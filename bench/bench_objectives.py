@@ -39,19 +39,14 @@ def changed(**model: Any) -> Config:
     return replace(BASE, model=replace(BASE.model, **model))
 
 
-DREAMERV3 = PRESETS["dmc_vision_dreamerv3"][1].model
+MUDREAMER, DREAMERV3 = (vars(PRESETS[f"dmc_vision{name}"][1].model) for name in ("", "_dreamerv3"))
 OBJECTIVES = {
     "MuDreamer": BASE,
     "no value predictor": changed(value_predictor=False),
     "no action predictor": changed(action_predictor=False),
     "neither predictor": changed(value_predictor=False, action_predictor=False),
     "DreamerV3": changed(
-        batch_norm=DREAMERV3.batch_norm,
-        reconstruction=DREAMERV3.reconstruction,
-        value_predictor=DREAMERV3.value_predictor,
-        action_predictor=DREAMERV3.action_predictor,
-        dynamics_scale=DREAMERV3.dynamics_scale,
-        representation_scale=DREAMERV3.representation_scale,
+        **{name: value for name, value in DREAMERV3.items() if value != MUDREAMER[name]}
     ),
 }
 
