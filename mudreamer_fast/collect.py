@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from mudreamer_fast.envs import ActionSpec, ArraySpec, Policy, VectorEnv, VectorStep
-from mudreamer_fast.envs.vector_env import FloatArray
+from mudreamer_fast.envs.vector_env import FloatArray, facts_of
 from mudreamer_fast.replay import ReplayBuffer
 
 _DRAWN_STEPS = 64
@@ -40,6 +40,8 @@ class Episode:
     """Policy steps taken, the reset not counted."""
     env_index: int
     """The environment that played it."""
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """What the environment told of it at its end."""
 
 
 def replay_fields(
@@ -197,7 +199,7 @@ class Collector:
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, but for the policy and its state."""
         return {
-            "step": None if self._step is None else dict(vars(self._step)),
+            "step": None if self._step is None else self._step.without_facts(),
             "scores": self._scores,
             "steps_taken": self._steps_taken,
             "began_at": self._began_at,
@@ -230,4 +232,7 @@ class Collector:
             return []
         ended = np.flatnonzero(step.is_last)
         lengths = self._steps_taken - self._began_at
-        return [Episode(float(self._scores[i]), int(lengths[i]), int(i)) for i in ended]
+        return [
+            Episode(float(self._scores[i]), int(lengths[i]), int(i), facts_of(step.facts, int(i)))
+            for i in ended
+        ]

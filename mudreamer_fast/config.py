@@ -202,8 +202,8 @@ class EnvConfig:
     """The task and how it is seen."""
 
     task: str = "dmc/walker_walk"
-    """dmc/NAME, a task that `mudreamer-fast info` lists; atari/NAME, a game; gym:ID, any of
-    Gymnasium's environments; one's own by gym:MODULE:ID, gym:MODULE:FUNCTION or
+    """dmc/NAME, a task that `mudreamer-fast info` lists; atari/NAME, a game; crafter/reward;
+    gym:ID, any of Gymnasium's environments; one's own by gym:MODULE:ID, gym:MODULE:FUNCTION or
     dmc:MODULE:FUNCTION. `mudreamer-fast check-env` plays it."""
     observation: Literal["pixels", "vector", "both"] = "pixels"
     """What the agent sees: images, the simulator's state vector, or both. Where an environment of
@@ -285,11 +285,11 @@ class EnvConfig:
             self.image_size in IMAGE_SIZES,
             f"image_size must be one of {', '.join(map(str, IMAGE_SIZES))}, got {self.image_size}",
         )
-        suite = re.match(r"dmc/.|atari/.|gym:.|dmc:[^:]+:[^:]+$", self.task)
+        suite = re.match(r"dmc/.|atari/.|crafter/.|gym:.|dmc:[^:]+:[^:]+$", self.task)
         _require(
             suite is not None,
-            "task must read dmc/NAME, atari/NAME, gym:ID, gym:MODULE:ID or dmc:MODULE:FUNCTION, "
-            f"such as dmc/walker_walk or gym:CartPole-v1, got {self.task!r}",
+            "task must read dmc/NAME, atari/NAME, crafter/NAME, gym:ID, gym:MODULE:ID or "
+            f"dmc:MODULE:FUNCTION, such as dmc/walker_walk or gym:CartPole-v1, got {self.task!r}",
         )
 
 
@@ -457,6 +457,13 @@ PRESETS: dict[str, tuple[str, Config]] = {
         Config(
             env=EnvConfig(task="atari/pong", action_repeat=4, num_envs=1),
             train=TrainConfig(env_steps=400_000, train_ratio=1024.0),
+        ),
+    ),
+    "crafter": (
+        "Crafter's open world: 1e6 steps, train ratio 512. Wants a GPU.",
+        Config(
+            env=EnvConfig(task="crafter/reward", action_repeat=1, num_envs=1),
+            train=TrainConfig(train_ratio=512.0),
         ),
     ),
     "quick": (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import numpy as np
 
 from mudreamer_fast.envs import StatefulPolicy, VectorEnv, VectorStep
-from mudreamer_fast.envs.vector_env import Frames
+from mudreamer_fast.envs.vector_env import Frames, facts_of
 
 VIDEO_SIZE = 128
 """Height and width of a video's frames, in pixels."""
@@ -26,6 +27,14 @@ class Evaluation:
     """(size, size, 3) uint8: the first episode, its first to its last observation, if filmed."""
     seen: list[Frames] = field(default_factory=list)
     """(h, w, c) uint8: the same as the policy saw it; empty where it sees no image."""
+    facts: list[dict[str, float]] = field(default_factory=list)
+    """What the environment told of each episode at its end, by name."""
+
+    @property
+    def mean_facts(self) -> dict[str, float]:
+        """The mean of each fact over the episodes that it was told of."""
+        names = dict.fromkeys(name for told in self.facts for name in told)
+        return {name: fmean(told[name] for told in self.facts if name in told) for name in names}
 
 
 def evaluate(
@@ -58,7 +67,7 @@ def evaluate(
     scores, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
     played = np.zeros(num_envs, np.int64)
     share = np.array([len(range(i, episodes, num_envs)) for i in range(num_envs)])
-    results: dict[int, tuple[float, int]] = {}
+    results: dict[int, tuple[float, int, dict[str, float]]] = {}
     frames: list[Frames] = []
     seen: list[Frames] = []
 
@@ -81,15 +90,17 @@ def evaluate(
         lengths += ~step.is_first
         for i in np.flatnonzero(step.is_last):
             if played[i] < share[i]:
-                results[int(i + played[i] * num_envs)] = float(scores[i]), int(lengths[i])
+                told = facts_of(step.facts, int(i))
+                results[int(i + played[i] * num_envs)] = float(scores[i]), int(lengths[i]), told
             if film and i == 0 and not played[0]:
                 take_pictures(step)
             played[i] += 1
             scores[i] = lengths[i] = 0
     ordered = [results[k] for k in range(episodes)]
     return Evaluation(
-        [score for score, _ in ordered],
-        [length for _, length in ordered],
+        [score for score, _, _ in ordered],
+        [length for _, length, _ in ordered],
         frames,
         seen,
+        [told for _, _, told in ordered],
     )

@@ -88,6 +88,7 @@ def describe(preset: str, config: Config) -> str:
         lines.append("    " + "".join(n.ljust(width) for n in names[start : start + columns]))
     lines += [
         f"    atari/NAME                       {', '.join(GAMES_OF_ATARI_100K[:3])} and others",
+        "    crafter/reward                   an open world of 22 achievements; crafter/noreward",
         "    gym:ID                           an environment that Gymnasium knows",
         "    gym:MODULE:ID                    one that a module registers when it is imported",
         "    gym:MODULE:FUNCTION              one that a function makes",

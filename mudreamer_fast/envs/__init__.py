@@ -14,7 +14,14 @@ from mudreamer_fast.envs.backgrounds import BackgroundEnv, without_layers
 from mudreamer_fast.envs.factories import Factory, remember
 from mudreamer_fast.envs.graphics import try_to_load_egl
 from mudreamer_fast.envs.shifts import shifts_anything
-from mudreamer_fast.envs.tasks import ATARI, OWN_TASK, find_task, task_names
+from mudreamer_fast.envs.tasks import (
+    ATARI,
+    CRAFTER,
+    GYMNASIUM,
+    OWN_TASK,
+    find_task,
+    task_names,
+)
 from mudreamer_fast.envs.vector_env import (
     ActionSpec,
     ArraySpec,
@@ -56,7 +63,7 @@ def with_factory(config: EnvConfig, factory: Factory | None) -> EnvConfig:
 def _check_front_end(config: EnvConfig) -> None:
     """Refuses settings of one simulator for the tasks of another."""
     backends: tuple[str, ...] = ("auto", "envpool", "dm_control")
-    of_dm_control = not config.task.startswith((ATARI, "gym:"))
+    of_dm_control = not config.task.startswith((ATARI, CRAFTER, GYMNASIUM))
     if not of_dm_control:
         game = config.task.startswith(ATARI)
         backends = ("auto", "envpool") if game else ("auto", "sync", "async")
@@ -110,11 +117,12 @@ def make_env(config: EnvConfig, num_envs: int, seed: int, env: Factory | None = 
 def _make_plain_env(config: EnvConfig, num_envs: int, seed: int) -> VectorEnv:
     """N environments as their simulator shows them."""
     _check_front_end(config)
-    if config.task.startswith("gym:"):
+    if config.task.startswith((CRAFTER, GYMNASIUM)):
         if importlib.util.find_spec("gymnasium") is None:
+            extra = "gym" if config.task.startswith(GYMNASIUM) else "crafter"
             raise ConfigError(
                 f"{config.task} needs Gymnasium, which is not installed: "
-                "pip install 'mudreamer-fast[gym]'"
+                f"pip install 'mudreamer-fast[{extra}]'"
             )
         from mudreamer_fast.envs.gym_env import GymEnv
 

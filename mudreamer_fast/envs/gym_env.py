@@ -221,11 +221,16 @@ class GymEnv:
                 came = vector.step_wait(seconds)
             else:
                 came = vector.step(action)
-        observation, reward, terminated, truncated, _ = came
+        observation, reward, terminated, truncated, info = came
         is_first, is_last = self._is_last, terminated | truncated
         self._is_last = is_last.copy()
+        facts = {
+            name: np.where(info[f"_{name}"], told, np.nan).astype(np.float32)
+            for name, told in info.items()
+            if f"_{name}" in info
+        }
         return VectorStep(
-            dict(observation), reward.astype(np.float32), is_first, is_last, terminated
+            dict(observation), reward.astype(np.float32), is_first, is_last, terminated, facts
         )
 
     def render(self, size: int | None = None, indices: Sequence[int] | None = None) -> Frames:

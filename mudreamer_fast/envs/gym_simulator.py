@@ -14,12 +14,16 @@ import numpy as np
 from gymnasium import spaces
 
 from mudreamer_fast.config import ConfigError, EnvConfig
+from mudreamer_fast.envs.crafter_env import CrafterEnv
 from mudreamer_fast.envs.factories import Factory, import_factory, import_module
 from mudreamer_fast.envs.gym_spaces import ActionTranslator, ObservationTranslator, to_image
+from mudreamer_fast.envs.tasks import CRAFTER, GYMNASIUM
 from mudreamer_fast.envs.vector_env import EnvError, FloatArray, Frames
 
-PREFIX = "gym:"
-"""What the name of a Gymnasium environment starts with."""
+SUCCESS = ("is_success", "success")
+LOG = "log_"
+"""Numbers that `info` has under these names, or names that begin so, as an episode ends, go to the
+metrics: the first two are usual, the last is the way of DreamerV3's environments."""
 
 
 class GymMaker:
@@ -59,7 +63,7 @@ class GymSimulator(gymnasium.Env):  # type: ignore[misc]
     def __init__(self, config: EnvConfig, factory: Factory | None, index: int) -> None:
         self._task, self._place = config.task, f"environment {index} of {config.task}"
         self._index, self._repeat, self._size = index, config.action_repeat, config.image_size
-        self._env = _made(config.task, factory)
+        self._env = _made(config, factory)
         self.metadata = dict(self._env.metadata or {})
         self.render_mode = self._env.render_mode
         self._draws = self.render_mode == "rgb_array"
@@ -102,14 +106,15 @@ class GymSimulator(gymnasium.Env):  # type: ignore[misc]
                     "step must give (observation, reward, terminated, truncated, info), "
                     f"got {_kind(came)}"
                 )
-            observation, reward, terminated, truncated, _ = came
+            observation, reward, terminated, truncated, info = came
             total += self._reward(reward)
             for name, flag in (("terminated", terminated), ("truncated", truncated)):
                 if not isinstance(flag, bool | np.bool_):
                     raise self._fault(f"{name} must be a bool, got {_kind(flag)}")
             if terminated or truncated:
                 break
-        return self._see(observation), total, bool(terminated), bool(truncated), {}
+        facts = _facts(info) if terminated or truncated else {}
+        return self._see(observation), total, bool(terminated), bool(truncated), facts
 
     def _reward(self, reward: Any) -> float:
         if isinstance(reward, np.ndarray) and reward.size == 1:
@@ -170,6 +175,17 @@ class GymSimulator(gymnasium.Env):  # type: ignore[misc]
         return EnvError(" ".join(f"{self._place} failed: {what}".split()))
 
 
+def _facts(info: Any) -> dict[str, float]:
+    """What is told of an episode at its end: numbers of certain names, without the `log_`."""
+    facts = {}
+    for name, told in info.items() if isinstance(info, dict) else ():
+        if isinstance(name, str) and (name in SUCCESS or name.startswith(LOG)):
+            number = np.asarray(told)
+            if number.size == 1 and number.dtype.kind in "biuf" and np.isfinite(number).all():
+                facts["success" if name in SUCCESS else name.removeprefix(LOG)] = number.item()
+    return {name: float(number) for name, number in facts.items()}
+
+
 def _kind(value: Any) -> str:
     """What came, in a few words."""
     if isinstance(value, tuple):
@@ -177,8 +193,11 @@ def _kind(value: Any) -> str:
     return f"{type(value).__name__} {value!r}"[:100]
 
 
-def _made(task: str, factory: Factory | None) -> Any:
+def _made(config: EnvConfig, factory: Factory | None) -> Any:
+    task = config.task
     if factory is None:
+        if task.startswith(CRAFTER):
+            return CrafterEnv(config)
         factory = _found(task)
     try:
         env = factory()
@@ -193,7 +212,7 @@ def _made(task: str, factory: Factory | None) -> Any:
 
 
 def _found(task: str) -> Factory:
-    module, _, name = task.removeprefix(PREFIX).rpartition(":")
+    module, _, name = task.removeprefix(GYMNASIUM).rpartition(":")
     if "<" in name:
         raise ConfigError(
             f"{task} was made by a function that has no name to import: go on in Python, with env="
@@ -207,7 +226,7 @@ def _found(task: str) -> Factory:
     except gymnasium.error.Error as error:
         close = difflib.get_close_matches(name, gymnasium.registry, n=3, cutoff=0.5)
         if close:
-            hint = f"did you mean {' or '.join(PREFIX + match for match in close)}?"
+            hint = f"did you mean {' or '.join(GYMNASIUM + match for match in close)}?"
         elif module:
             hint = f"module {module!r} neither registers it nor has a function of this name"
         else:

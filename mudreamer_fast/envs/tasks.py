@@ -11,6 +11,13 @@ OWN_TASK = "dmc:"
 """What the name of a user's own dm_control task starts with: dmc:MODULE:FUNCTION."""
 ATARI = "atari/"
 """What the name of an Atari game starts with: atari/NAME."""
+GYMNASIUM = "gym:"
+"""What the name of a Gymnasium environment starts with."""
+CRAFTER = "crafter/"
+"""What the names of Crafter's two tasks start with."""
+ACHIEVEMENT = "achievement_"
+"""What the facts of an episode of Crafter's start with that say whether an achievement was
+unlocked in it (0 or 1)."""
 EPISODE_SIMULATOR_STEPS = 1000
 """Length of every DeepMind Control episode; in all tasks but lqr only the time limit ends it."""
 

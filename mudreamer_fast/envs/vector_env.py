@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -69,6 +69,13 @@ class VectorStep:
     """(N,), an episode's last observation; the next step resets."""
     is_terminal: BoolArray
     """(N,), the episode really ended; False where only its time was up."""
+    facts: Mapping[str, FloatArray] = field(default_factory=dict)
+    """(N,) numbers that an environment tells of its episode as it ends, such as whether it was a
+    success; NaN for those that tell none. The agent learns nothing from them."""
+
+    def without_facts(self) -> dict[str, Any]:
+        """All that has to do with what comes next, by name."""
+        return {name: part for name, part in vars(self).items() if name != "facts"}
 
 
 class VectorEnv(Protocol):
@@ -166,6 +173,16 @@ def find_non_finite(reward: float, vector: FloatArray) -> str | None:
     for place in np.flatnonzero(~np.isfinite(vector)):
         return f"number {place} of its observation is {vector[place]:g}"
     return None
+
+
+def facts_of(facts: Mapping[str, FloatArray], index: int) -> dict[str, float]:
+    """What one environment tells of the episode that has just ended.
+
+    Args:
+        facts: of a step.
+        index: its place among the N.
+    """
+    return {name: float(told[index]) for name, told in facts.items() if not np.isnan(told[index])}
 
 
 def check_render(size: int, indices: Sequence[int], num_envs: int) -> None:

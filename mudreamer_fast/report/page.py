@@ -14,6 +14,7 @@ from mudreamer_fast.config import ConfigError
 from mudreamer_fast.envs.tasks import GAMES_OF_ATARI_100K, PAPERS_TASKS
 from mudreamer_fast.report import figures
 from mudreamer_fast.report.comparison import AGGREGATES, Comparison, compare
+from mudreamer_fast.report.facts import fact_rows
 from mudreamer_fast.report.published import (
     OVERALL,
     SOURCES,
@@ -103,6 +104,7 @@ def write_report(places: Sequence[Path], out: Path, title: str) -> Iterator[str]
         sources={column.source: SOURCES[column.source] for column in columns},
         overall=OVERALL if any(run.task in PAPERS_TASKS for run in runs) else None,
         pictures={name: _data_uri(path) for name, path in pictures.items()},
+        facts=list(fact_rows(groups)),
         atari=any(suite(run.task) == "atari" for run in runs),
         comparison=comparison if isinstance(comparison, Comparison) else None,
         why_not_compared=comparison if isinstance(comparison, str) else None,

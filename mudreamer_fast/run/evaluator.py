@@ -78,7 +78,7 @@ class Evaluator:
 
     def _report(self, name: str, evaluation: Evaluation) -> None:
         scores, pace = evaluation.scores, self._pace
-        self._reporter.scores(name, scores, pace.env_steps, pace.seconds)
+        self._reporter.scores(name, evaluation, pace.env_steps, pace.seconds)
         self._reporter.message(
             f"{name} at {pace.env_steps:,} env steps: {np.mean(scores):.1f} "
             f"+- {np.std(scores):.1f} over {len(scores)} episodes"

@@ -183,7 +183,7 @@ class History:
 
 def _same(one: VectorStep, other: VectorStep) -> bool:
     """Whether two steps are bitwise the same."""
-    a, b = ({**vars(step), **step.observation} for step in (one, other))
+    a, b = ({**step.without_facts(), **step.observation} for step in (one, other))
     for step in (a, b):
         del step["observation"]
     return a.keys() == b.keys() and all(

@@ -7,12 +7,14 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+from mudreamer_fast.collect import Episode
 from mudreamer_fast.config import Config
+from mudreamer_fast.evaluate import Evaluation
 from mudreamer_fast.machine.memory import resident_bytes
 from mudreamer_fast.machine.screen import say
 from mudreamer_fast.run.metrics import MetricsLogger
@@ -184,18 +186,20 @@ class Reporter:
             f"{self.config.updates_per_policy_step:g} updates per policy step"
         )
 
-    def episode(self, score: float, length_steps: int, env_steps: int, seconds: float) -> None:
+    def episode(self, episode: Episode, env_steps: int, seconds: float) -> None:
         """Notes a finished training episode."""
-        self.last_score = score
-        values = {"episode/score": score, "episode/length_steps": length_steps}
-        self.logger.write(env_steps, seconds, values)
+        self.last_score = episode.score
+        values = {"score": episode.score, "length_steps": episode.length_steps}
+        self._told("episode", {**episode.facts, **values}, env_steps, seconds)
 
-    def scores(self, name: str, scores: Sequence[float], env_steps: int, seconds: float) -> None:
+    def scores(self, name: str, evaluation: Evaluation, env_steps: int, seconds: float) -> None:
         """Notes the returns of an evaluation of the agent, or of the random policy."""
-        values = {
-            f"{name}/score": sum(scores) / len(scores),
-            f"{name}/scores": list(scores),
-        }
+        scores = evaluation.scores
+        values = {"score": sum(scores) / len(scores), "scores": list(scores)}
+        self._told(name, {**evaluation.mean_facts, **values}, env_steps, seconds)
+
+    def _told(self, name: str, values: Mapping[str, Any], env_steps: int, seconds: float) -> None:
+        values = {f"{name}/{part}": value for part, value in values.items()}
         self.logger.write(env_steps, seconds, values)
 
     def update(self, metrics: Mapping[str, float]) -> None:

@@ -109,6 +109,7 @@ def write_results(
         "seconds": result.seconds,
         "scores": evaluation.scores,
         "random_scores": result.random_scores,
+        "facts": evaluation.mean_facts,
     }
     steps: list[Callable[[], list[Path]]] = [
         lambda: [write_json(folder.result, facts)],

@@ -162,9 +162,7 @@ class Trainer:
     def count(self, episodes: Sequence[Episode]) -> None:
         """Count the step just collected, which ended `episodes`."""
         for episode in episodes:
-            self.reporter.episode(
-                episode.score, episode.length_steps, self.pace.env_steps, self.pace.seconds
-            )
+            self.reporter.episode(episode, self.pace.env_steps, self.pace.seconds)
         learning = can_learn(self.config, self.replay)
         self.pace.count_step(self.env.num_envs, learning)
         if learning and not self.collector.handed_over:

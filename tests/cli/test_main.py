@@ -167,7 +167,7 @@ ERRORS = {
     "train quick --train.env-step 5": "env-step, 5; perhaps --train.env-steps or --train.ev",
     "train quick stray": "Unrecognized options: stray",
     "train quick --replay.batch-size 0": "batch_size must be positive, got 0",
-    "train quick --env.task walker": "task must read dmc/NAME, atari/NAME, gym:ID",
+    "train quick --env.task walker": "task must read dmc/NAME, atari/NAME, crafter/NAME",
     "train quick --env.image-size 80": "image_size must be one of 64, 84, 96, 128, got 80",
     "train --resume /no/such/run": "/no/such/run is not a run folder",
     "train --resume": "error: Missing value for argument '--resume'",

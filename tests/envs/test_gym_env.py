@@ -21,7 +21,10 @@ from mudreamer_fast.collect import Collector, random_policy, replay_fields
 from mudreamer_fast.config import ConfigError, EnvConfig
 from mudreamer_fast.envs import EnvError, gym_env, make_env
 from mudreamer_fast.envs.gym_env import GymEnv, GymProcesses
+from mudreamer_fast.envs.vector_env import facts_of
+from mudreamer_fast.evaluate import evaluate
 from mudreamer_fast.replay import ReplayBuffer
+from mudreamer_fast.run.scoring import uniform_policy
 from tests.envs import gym_toy
 from tests.envs.gym_toy import LENGTHS, Toy, ending, pixel, reward
 from tests.envs.rollouts import assert_same, random_actions, roll, stacked
@@ -74,6 +77,41 @@ def test_action_reward_reset_and_ending_are_aligned_from_environment_to_batch(ki
     assert {(s, e, ending(e)[0]) for s, e, _ in seen if e < 8} <= seen
     assert {seed for seed, *_ in seen} == {3, 4}
     np.testing.assert_array_equal(taken[0], random_policy(env.action_spec, 2, 7)({}, None, 0)[0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_what_an_environment_tells_of_an_episode_comes_with_its_last_step(backend: str) -> None:
+    env = toy(2, backend=backend)
+    policy = random_policy(env.action_spec, 2, 0)
+    step, told = env.reset(), []
+    assert not step.facts
+    for _ in range(sum(LENGTHS) + len(LENGTHS)):
+        step = env.step(policy({}, step.is_first, None)[0])
+        assert bool(step.facts) == step.is_last.any()
+        assert step.facts.keys() <= {"success", "episode"}
+        told += [facts_of(step.facts, i) for i in np.flatnonzero(step.is_last)]
+        assert all(not facts_of(step.facts, i) for i in np.flatnonzero(~step.is_last))
+    expected = [
+        {"success": float(ending(episode)[1]), "episode": float(episode)}
+        for episode in range(len(LENGTHS))
+    ]
+    assert told[: 2 * len(LENGTHS)] == [facts for facts in expected for _ in range(2)]
+    env.close()
+
+
+def test_facts_reach_episodes_and_evaluations() -> None:
+    env = toy(2)
+    fields = replay_fields(env.observation_spec, env.action_spec)
+    replay = ReplayBuffer(fields, capacity_steps=100, num_streams=2, seed=0)
+    collector = Collector(env, replay, random_policy(env.action_spec, 2, 7))
+    episodes = collector.collect(sum(LENGTHS[:2]) + 2)
+    assert [episode.facts["episode"] for episode in episodes] == [0.0, 0.0, 1.0, 1.0]
+    assert "facts" not in collector.state_dict()["step"]
+    policy = uniform_policy(0)(env)
+    played = evaluate(env, policy, 3)
+    first = int(played.facts[0]["episode"])
+    assert [facts["episode"] for facts in played.facts] == [first, first, first + 1]
+    assert played.mean_facts["episode"] == pytest.approx(first + 1 / 3)
 
 
 def test_a_policy_step_adds_rewards_and_stops_at_the_end() -> None:

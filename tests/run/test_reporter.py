@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mudreamer_fast.collect import Episode
 from mudreamer_fast.run import reporter as reporter_module
 from mudreamer_fast.run.reporter import Progress, Reporter, Speed, Standing, clock_text, span_text
 from mudreamer_fast.run.watch import FEATURE_STD, LINES
@@ -112,11 +113,12 @@ def test_reported_ratio_is_replayed_steps_per_policy_step(
     reporter.update({"loss": 1.0})
     reporter.update({"loss": 2.0})
     reporter.update({"loss": math.nan})  # its step was skipped
-    reporter.episode(12.5, 7, 90, 4.0)
+    reporter.episode(Episode(12.5, 7, 0, {"success": 1.0}), 90, 4.0)
     reporter.tick(standing())
     episode, line = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert episode == {
-        "env_steps": 90, "seconds": 4.0, "episode/score": 12.5, "episode/length_steps": 7,
+        "env_steps": 90, "seconds": 4.0, "episode/success": 1.0,
+        "episode/score": 12.5, "episode/length_steps": 7,
     }  # fmt: skip
     assert line["run/train_ratio"] == 10 * 3 * 5 / 40
     assert (line["loss"], line["run/updates"], line["run/policy_steps"]) == (1.5, 10, 50)

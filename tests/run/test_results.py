@@ -19,7 +19,7 @@ def result(folder: Path, evaluation: Evaluation | None) -> TrainResult:
 
 def filmed() -> Evaluation:
     frames = [np.full((8, 8, 3), 20 * i, np.uint8) for i in range(4)]
-    return Evaluation([30.0, 50.0], [9, 9], frames)
+    return Evaluation([30.0, 50.0], [9, 9], frames, facts=[{"success": 1.0}, {"success": 0.0}])
 
 
 @pytest.mark.parametrize(("policy", "word"), [("sample", "sampled"), ("mode", "mode")])
@@ -49,7 +49,7 @@ def test_results_hold_the_scores(tmp_path: Path) -> None:
     assert json.loads(folder.result.read_text()) == {
         "task": "dmc/walker_walk", "env_steps": 100, "updates": 7, "seconds": 12.5,
         "eval_policy": "sample",
-        "scores": [30.0, 50.0], "random_scores": [1.0, 3.0],
+        "scores": [30.0, 50.0], "random_scores": [1.0, 3.0], "facts": {"success": 0.5},
     }  # fmt: skip
 
 
