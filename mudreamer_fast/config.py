@@ -215,6 +215,8 @@ class EnvConfig:
     image_size: int = 64
     """Height and width of the images: 64, 84, 96 or 128. Four convolutions of stride 2 see them, at
     128 five, the last with 16 times the channels of the first."""
+    image_width: int | None = None
+    """Their width, one of the same sizes, where they are not square."""
     camera: int | None = None
     """Camera that films the robot; None takes the suite's usual one (2 for quadruped, else 0)."""
     backend: Literal["auto", "envpool", "dm_control", "sync", "async"] = "auto"
@@ -281,16 +283,20 @@ class EnvConfig:
             self.background == "video" or self.background_videos is None,
             f"background_videos needs background video, got {self.background}",
         )
-        _require(
-            self.image_size in IMAGE_SIZES,
-            f"image_size must be one of {', '.join(map(str, IMAGE_SIZES))}, got {self.image_size}",
-        )
+        for name, side in (("image_size", self.image_size), ("image_width", self.image_shape[1])):
+            sizes = ", ".join(map(str, IMAGE_SIZES))
+            _require(side in IMAGE_SIZES, f"{name} must be one of {sizes}, got {side}")
         suite = re.match(r"dmc/.|atari/.|crafter/.|gym:.|dmc:[^:]+:[^:]+$", self.task)
         _require(
             suite is not None,
             "task must read dmc/NAME, atari/NAME, crafter/NAME, gym:ID, gym:MODULE:ID or "
             f"dmc:MODULE:FUNCTION, such as dmc/walker_walk or gym:CartPole-v1, got {self.task!r}",
         )
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.image_size, self.image_size if self.image_width is None else self.image_width
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,26 @@ def test_image_size_is_that_of_the_images(backend: str) -> None:
         EnvConfig(image_size=32)
 
 
+@pytest.mark.parametrize("backend", EACH)
+def test_image_width_is_that_of_the_images(backend: str) -> None:
+    seen = {}
+    for width in (None, 96):
+        env = make(
+            "pendulum_swingup", observation="pixels", backend=backend, image_width=width,
+            render_profile="flat",
+        )  # fmt: skip
+        seen[width] = env.reset().observation["image"][0]
+        assert seen[width].shape == env.observation_spec["image"].shape
+        assert env.render().shape == (1, 64, 64, 3)
+        env.close()
+    assert seen[96].shape == (3, 64, 96)
+    # a wider image shows more to both sides of the same height
+    difference = np.abs(seen[96][..., 16:80].astype(int) - seen[None])
+    assert np.mean(difference > 8) < 0.01
+    with pytest.raises(ConfigError, match="image_width must be one of 64, 84, 96, 128, got 1"):
+        EnvConfig(image_width=1)
+
+
 @pytest.mark.usefixtures("made_envs")
 @pytest.mark.parametrize("repeat", [1, 3])
 def test_action_repeat_counts_in_the_steps_of_a_run(tmp_path: Path, repeat: int) -> None:
@@ -178,6 +198,7 @@ SHOWN = {
     ),
     "env.num_envs": test_num_envs_act_side_by_side,
     "env.image_size": test_image_size_is_that_of_the_images,
+    "env.image_width": test_image_width_is_that_of_the_images,
     "env.camera": test_simulators.test_images_are_of_the_present_state_and_the_camera_asked_for,
     "env.backend": (test_environment_is_the_simulator_asked_for_and_shows_what_is_asked_for),
     "env.render_profile": (

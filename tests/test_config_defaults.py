@@ -63,6 +63,7 @@ PINNED: dict[str, tuple[Any, str]] = {
     "env.observation": ("pixels", MU_DMC),
     "env.background": ("none", MU_DMC),
     "env.image_size": (64, MU_DMC),
+    "env.image_width": (None, MU_DMC),
     "env.action_repeat": (2, V3_BENCHMARKS),
     "env.num_envs": (4, V3_BENCHMARKS),
     "env.camera": (None, f"{V3}, the published program: 0, of the quadruped 2"),

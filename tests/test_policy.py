@@ -182,15 +182,22 @@ def test_what_an_agent_sees_and_does_is_read_off_its_weights(
     assert _specs(agent.config, agent.state_dict()) == (agent.observation_spec, action)
 
 
-@pytest.mark.parametrize("size", [64, 84, 96, 128])
-def test_an_agent_of_any_image_size_learns_draws_and_is_read_off_its_weights(size: int) -> None:
-    seen = {"image": ArraySpec((3, size, size), np.dtype(np.uint8))}
+@pytest.mark.parametrize(
+    ("size", "width"),
+    [(64, None), (84, None), (96, None), (128, None), (64, 128), (96, 64), (84, 128)],
+)
+def test_an_agent_of_any_image_size_learns_draws_and_is_read_off_its_weights(
+    size: int, width: int | None
+) -> None:
+    shape = (3, size, width or size)
+    seen = {"image": ArraySpec(shape, np.dtype(np.uint8))}
     config = tiny.config({"batch_norm": "both", "decoder": True})
-    config = dataclasses.replace(config, env=dataclasses.replace(config.env, image_size=size))
+    env = dataclasses.replace(config.env, image_size=size, image_width=width)
+    config = dataclasses.replace(config, env=env)
     agent = Agent(config, seen, tiny.CONTINUOUS, torch.device("cpu"))
     batch = tiny.batch(seen, tiny.CONTINUOUS, rows=2, steps=2)
     assert all(np.isfinite(list(agent.update(batch).values())))
-    assert agent.reconstruct(batch).shape == (2, 2, 3, size, size)
+    assert agent.reconstruct(batch).shape == (2, 2, *shape)
     assert _specs(config, agent.state_dict()) == (seen, tiny.CONTINUOUS)
 
 

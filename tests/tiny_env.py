@@ -43,7 +43,9 @@ class TinyEnv:
         self.places = 3
         self.action_spec = ActionSpec(self.places if discrete else 2, continuous=not discrete)
         self.observation_spec = observation_specs(
-            observation != "vector", IMAGE_SIZE, 0 if observation == "pixels" else self.places
+            observation != "vector",
+            (IMAGE_SIZE, IMAGE_SIZE),
+            0 if observation == "pixels" else self.places,
         )
         self.render_profile: str | None = None
         self.closed = False

@@ -33,7 +33,7 @@ def show_videos(config: EnvConfig, out: Path) -> Iterator[str]:
         yield (
             f"{use:10} {len(found)} videos of {min(lengths)} to {max(lengths)} frames, "
             f"{sum(clip.nbytes for clip in found) / 2**20:,.0f} MiB at "
-            f"{config.image_size} x {config.image_size}"
+            f"{config.image_shape[0]} x {config.image_shape[1]}"
         )
         rows += [_row(clip) for clip in found]
     write_picture(np.concatenate(rows), out)
@@ -41,6 +41,6 @@ def show_videos(config: EnvConfig, out: Path) -> Iterator[str]:
 
 
 def _row(clip: Clip) -> Clip:
-    """(size, COLUMNS * size, 3)."""
+    """(height, COLUMNS * width, 3)."""
     places = np.linspace(0, len(clip) - 1, COLUMNS).round().astype(int)
     return np.concatenate(clip[places].transpose(0, 2, 3, 1), axis=1)

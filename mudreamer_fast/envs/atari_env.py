@@ -50,17 +50,17 @@ class AtariEnv:
             raise ConfigError(
                 f"{config.task} shows images alone, got observation {config.observation!r}"
             )
-        self._name, self._size = config.task, config.image_size
+        self._name, self._shape = config.task, config.image_shape
         self._life_loss = config.atari_life_loss
         self._process = os.getpid()
         self._pool: Any = _make_pool(config, num_envs, seed)
         self.num_envs = num_envs
         self.render_profile: str | None = None
         self.action_spec = ActionSpec(int(self._pool.action_space.n), continuous=False)
-        self.observation_spec = observation_specs(True, self._size, 0)
+        self.observation_spec = observation_specs(True, self._shape, 0)
         self._is_last = np.zeros(num_envs, bool)
         self._lives = np.zeros(num_envs, np.int32)
-        self._frames: Frames = np.zeros((num_envs, 3, self._size, self._size), np.uint8)
+        self._frames: Frames = np.zeros((num_envs, 3, *self._shape), np.uint8)
 
     def reset(self) -> VectorStep:
         """Starts a new episode everywhere; see `VectorEnv.reset`."""
@@ -91,11 +91,11 @@ class AtariEnv:
     def render(self, size: int | None = None, indices: Sequence[int] | None = None) -> Frames:
         """What was seen last, enlarged; see `VectorEnv.render`."""
         self._open_pool()
-        size = self._size if size is None else size
+        size = self._shape[0] if size is None else size
         chosen = range(self.num_envs) if indices is None else indices
         check_render(size, chosen, self.num_envs)
-        places = np.arange(size) * self._size // size
-        large = self._frames[list(chosen)][:, :, places][..., places]
+        down, across = (np.arange(size) * side // size for side in self._shape)
+        large = self._frames[list(chosen)][:, :, down][..., across]
         return np.ascontiguousarray(large.transpose(0, 2, 3, 1))
 
     def take_notices(self) -> list[str]:
@@ -125,8 +125,8 @@ def _make_pool(config: EnvConfig, num_envs: int, seed: int) -> Any:
         num_envs=num_envs,
         num_threads=config.simulator_threads or 0,
         seed=seed,
-        img_height=config.image_size,
-        img_width=config.image_size,
+        img_height=config.image_shape[0],
+        img_width=config.image_shape[1],
         stack_num=1,
         gray_scale=False,
         use_inter_area_resize=True,

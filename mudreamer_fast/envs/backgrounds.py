@@ -53,7 +53,7 @@ class _Scene:
 
     def __init__(self, config: EnvConfig, footage: list[Clip], seed: int) -> None:
         self._rng = np.random.default_rng([seed, _STREAM])
-        self._shape = 3, config.image_size, config.image_size
+        self._shape = 3, *config.image_shape
         self._begin, self._move = {
             "video": (self._begin_video, self._play),
             "noise": (self._flicker, self._flicker),
@@ -145,7 +145,7 @@ class BackgroundEnv:
 
     @property
     def backgrounds(self) -> Frames:
-        """(N, 3, size, size): what is behind each robot now, hidden parts included."""
+        """(N, 3, height, width): what is behind each robot now, hidden parts included."""
         frames: Frames = self._frames.copy()
         return frames
 
@@ -169,8 +169,9 @@ class BackgroundEnv:
         """Pictures for videos, with what is behind the robot now; see `VectorEnv.render`."""
         pictures = self.behind.render(size, indices)
         frames = self._frames if indices is None else self._frames[list(indices)]
-        places = np.arange(pictures.shape[1]) * frames.shape[2] // pictures.shape[1]
-        large = frames[:, :, places][..., places].transpose(0, 2, 3, 1)
+        size = pictures.shape[1]
+        down, across = (np.arange(size) * side // size for side in frames.shape[2:])
+        large = frames[:, :, down][..., across].transpose(0, 2, 3, 1)
         return np.where(is_background(pictures, 3, self._mask)[..., None], large, pictures)
 
     def take_notices(self) -> list[str]:

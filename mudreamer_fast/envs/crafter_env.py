@@ -52,7 +52,7 @@ class CrafterEnv(gymnasium.Env):  # type: ignore[misc]
         kinds = {f"{CRAFTER}reward": True, f"{CRAFTER}noreward": False}
         if config.task not in kinds:
             raise ConfigError(f"task must be {' or '.join(kinds)}, got {config.task!r}")
-        self._rewards, self._shape = kinds[config.task], (config.image_size, config.image_size)
+        self._rewards, self._shape = kinds[config.task], config.image_shape
         self.render_mode = "rgb_array"
         try:
             self._crafter: Any = importlib.import_module("crafter")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import weakref
@@ -59,7 +60,7 @@ class DmcEnv:
         """Workers that were replaced."""
         self._config, self._seed = config, seed
         self._name = config.task
-        self._size = config.image_size
+        self._shape = config.image_shape
         self._images: Frames | None = None
         self._notices: list[str] = []
         self._failed_at: list[float] = []
@@ -69,8 +70,8 @@ class DmcEnv:
         self._workers: list[WorkerProcess] = []
         self._close = weakref.finalize(self, _end, self._workers, self._memory)
         if config.observation != "vector":
-            os.ftruncate(self._memory, num_envs * 3 * self._size**2)
-            self._images = map_images(self._memory, num_envs, self._size)
+            os.ftruncate(self._memory, num_envs * 3 * math.prod(self._shape))
+            self._images = map_images(self._memory, num_envs, self._shape)
         for index in range(num_envs):
             try:
                 self._workers.append(self._start(index))
@@ -82,7 +83,7 @@ class DmcEnv:
         self.action_spec = ActionSpec(sizes.action, continuous=True)
         self.observation_spec = observation_specs(
             self._images is not None,
-            self._size,
+            self._shape,
             0 if config.observation == "pixels" else sizes.vector,
         )
 
@@ -178,7 +179,7 @@ class DmcEnv:
 
     def render(self, size: int | None = None, indices: Sequence[int] | None = None) -> Frames:
         """Pictures for videos; see `VectorEnv.render`."""
-        size = self._size if size is None else size
+        size = self._shape[0] if size is None else size
         indices = range(self.num_envs) if indices is None else indices
         check_render(size, indices, self.num_envs)
         commands = {index: ("render", size) for index in indices}  # some may be asked for twice

@@ -81,7 +81,7 @@ class DmcSimulator:
         else:
             self._load_from_suite(config, seed)
         self._model: Any = None
-        self._cameras: dict[int, Any] = {}
+        self._cameras: dict[tuple[int, int], Any] = {}
         self._adopt_model()
         self._set_action_bounds()
         self._shifts = Shifts(config, self._camera_id, seed)
@@ -165,15 +165,15 @@ class DmcSimulator:
         parts = [np.ravel(self._observation[key]) for key in self._keys]
         return np.concatenate([*parts, []], dtype=np.float32)
 
-    def image(self, size: int) -> Frames:
-        """A picture (size, size, 3) uint8 of the present state."""
+    def image(self, shape: tuple[int, int]) -> Frames:
+        """A picture (height, width, 3) uint8 of the present state."""
         from dm_control.mujoco import engine
 
-        if size not in self._cameras:
+        if shape not in self._cameras:
             # kept: `physics.render` makes a camera for every picture, at four times the cost
             graphics.prepare(self.render_profile)
-            self._cameras[size] = engine.Camera(self.physics, size, size, self._camera_id)
-        frame: Frames = self._cameras[size].render()
+            self._cameras[shape] = engine.Camera(self.physics, *shape, self._camera_id)
+        frame: Frames = self._cameras[shape].render()
         return frame
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import threading
@@ -58,10 +59,10 @@ class Failure:
     """The user's settings are to blame."""
 
 
-def map_images(descriptor: int, num_envs: int, image_size: int) -> Frames:
-    """The observed images (N, 3, size, size) uint8 in the memory that all processes share."""
-    memory = mmap.mmap(descriptor, num_envs * 3 * image_size**2)
-    return np.frombuffer(memory, np.uint8).reshape(num_envs, 3, image_size, image_size)
+def map_images(descriptor: int, num_envs: int, image_shape: tuple[int, int]) -> Frames:
+    """The observed images (N, 3, height, width) uint8 in the memory that all processes share."""
+    memory = mmap.mmap(descriptor, num_envs * 3 * math.prod(image_shape))
+    return np.frombuffer(memory, np.uint8).reshape(num_envs, 3, *image_shape)
 
 
 def main(parent_pid: int, connection_descriptor: int, memory_descriptor: int) -> None:
@@ -108,10 +109,10 @@ class _Worker:
         memory_descriptor: int,
     ) -> None:
         self._simulator = DmcSimulator(config, seed)
-        self._size = config.image_size
+        self._shape = config.image_shape
         self._image = None
         if config.observation != "vector":
-            self._image = map_images(memory_descriptor, num_envs, self._size)[index]
+            self._image = map_images(memory_descriptor, num_envs, self._shape)[index]
         self._is_last = True
 
     def sizes(self) -> Sizes:
@@ -133,7 +134,7 @@ class _Worker:
 
     def render(self, size: int) -> Frames:
         """A picture of the present state."""
-        return self._simulator.image(size)
+        return self._simulator.image((size, size))
 
     def _reply(
         self, reward: float, is_first: bool, is_last: bool = False, is_terminal: bool = False
@@ -143,5 +144,5 @@ class _Worker:
             raise EnvError(fault)
         self._is_last = is_last
         if self._image is not None:
-            self._image[:] = self._simulator.image(self._size).transpose(2, 0, 1)
+            self._image[:] = self._simulator.image(self._shape).transpose(2, 0, 1)
         return Reply(vector, reward, is_first, is_last, is_terminal)

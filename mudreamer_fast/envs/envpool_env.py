@@ -64,7 +64,7 @@ class EnvPoolEnv:
         self._task, self._camera = find_task(config.task, config.camera)
         self._pixels = config.observation != "vector"
         self._repeat = config.action_repeat
-        self._size = config.image_size
+        self._shape = config.image_shape
         graphics.try_to_load_egl()
         if self._pixels:
             self._profile = graphics.prepare(config.render_profile)
@@ -95,7 +95,7 @@ class EnvPoolEnv:
             self._vector_columns.append((places.index(f"obs:{key}"), columns))
         self._state_size, self._shows_vector = size, config.observation != "pixels"
         self.observation_spec = observation_specs(
-            self._pixels, self._size, size if self._shows_vector else 0
+            self._pixels, self._shape, size if self._shows_vector else 0
         )
         self._all = np.arange(num_envs, dtype=np.int32)
         self._is_last = np.zeros(num_envs, bool)
@@ -187,7 +187,7 @@ class EnvPoolEnv:
         self._check_finite(reward, vector)
         observation: dict[str, Array] = {}
         if self._pixels:
-            frames = self._pool._render(self._all, self._size, self._size, self._camera)
+            frames = self._pool._render(self._all, *self._shape[::-1], self._camera)
             observation["image"] = np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
         if self._shows_vector:
             observation["vector"] = vector
@@ -204,7 +204,7 @@ class EnvPoolEnv:
     def render(self, size: int | None = None, indices: Sequence[int] | None = None) -> Frames:
         """Pictures for videos; see `VectorEnv.render`."""
         pool = self._open_pool()
-        size = self._size if size is None else size
+        size = self._shape[0] if size is None else size
         ids = self._all if indices is None else np.asarray(indices, np.int32)
         check_render(size, ids.tolist(), self.num_envs)
         if not self._graphics_ready:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from mudreamer_fast.config import ConfigError, EnvConfig
 
 Clip: TypeAlias = npt.NDArray[np.uint8]
-"""(F, 3, size, size): the frames of a video."""
+"""(F, 3, height, width): the frames of a video."""
 Use: TypeAlias = Literal["train", "evaluation"]
 
 SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
@@ -51,12 +51,12 @@ def clips(config: EnvConfig) -> list[Clip]:
     Raises:
         ConfigError: a video or the folder is missing, or is not what it should be.
     """
-    size, grey, use = config.image_size, config.background_grey, config.background_set
+    shape, grey, use = config.image_shape, config.background_grey, config.background_set
     if config.background_videos is None:
-        drawn = [draw(use, number, size) for number in range(DRAWN[use])]
+        drawn = [draw(use, number, shape) for number in range(DRAWN[use])]
         return [_greyed(clip) for clip in drawn] if grey else drawn
     paths = find(config.background_videos)[use][: config.background_max_videos]
-    reader = _Reader(size, config.background_max_frames, grey)
+    reader = _Reader(shape, config.background_max_frames, grey)
     with ThreadPoolExecutor(min(len(paths), os.cpu_count() or 1)) as threads:
         return list(threads.map(reader.read, paths))
 
@@ -115,12 +115,12 @@ def _listed(file: Path) -> list[Path]:
     return [file.parent / Path(line.strip()).expanduser() for line in lines if line.strip()]
 
 
-def decode(path: Path, size: int, most_frames: int, grey: bool) -> Clip:
-    """The first frames of a video, each squeezed into a square.
+def decode(path: Path, shape: tuple[int, int], most_frames: int, grey: bool) -> Clip:
+    """The first frames of a video, each squeezed into the shape of the images.
 
     Args:
         path: of a file that FFmpeg reads.
-        size: height and width of the result.
+        shape: height and width of the result.
         most_frames: no more are read.
         grey: whether its colours are left out.
 
@@ -136,7 +136,7 @@ def decode(path: Path, size: int, most_frames: int, grey: bool) -> Clip:
             if not container.streams.video:
                 raise ConfigError(f"{path} holds no video")
             for frame in container.decode(video=0):
-                small = frame.reformat(size, size, "rgb24", interpolation=Interpolation.AREA)
+                small = frame.reformat(*shape[::-1], "rgb24", interpolation=Interpolation.AREA)
                 frames.append(small.to_ndarray().transpose(2, 0, 1))
                 if len(frames) == most_frames:
                     break
@@ -152,8 +152,8 @@ def decode(path: Path, size: int, most_frames: int, grey: bool) -> Clip:
 class _Reader:
     """Reads videos from the cache, or decodes them and keeps them there."""
 
-    def __init__(self, size: int, most_frames: int, grey: bool) -> None:
-        self._how = size, most_frames, grey
+    def __init__(self, shape: tuple[int, int], most_frames: int, grey: bool) -> None:
+        self._how = shape, most_frames, grey
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         self._folder = Path(home, "mudreamer_fast", "videos")
 
@@ -179,9 +179,9 @@ class _Reader:
                 os.utime(file)  # it was used
             except (OSError, ValueError, EOFError):
                 continue
-            size, most_frames, _ = self._how
+            shape, most_frames, _ = self._how
             whole = clip.dtype == np.uint8 and clip.ndim == 4 and clip.shape[0] <= most_frames
-            if whole and clip.shape[1:] == (3, size, size) and file.stem == _name(key, clip):
+            if whole and clip.shape[1:] == (3, *shape) and file.stem == _name(key, clip):
                 return clip
         return None
 
@@ -217,17 +217,17 @@ def _greyed(clip: Clip) -> Clip:
     return np.repeat(grey, 3, axis=1)
 
 
-def draw(use: Use, number: int, size: int) -> Clip:
+def draw(use: Use, number: int, shape: tuple[int, int]) -> Clip:
     """A clip of moving textures or shapes, for machines without videos.
 
     Args:
         use: clips for training and for evaluation differ.
         number: which of them.
-        size: height and width.
+        shape: height and width.
     """
     rng = np.random.default_rng([list(DRAWN).index(use), number])
-    paint = (_waves, _discs)[number % 2](rng, size)
-    frames = np.empty((DRAWN_FRAMES, 3, size, size), np.uint8)
+    paint = (_waves, _discs)[number % 2](rng, shape)
+    frames = np.empty((DRAWN_FRAMES, 3, *shape), np.uint8)
     for number, frame in enumerate(frames):
         frame[...] = paint(number)
     return frames
@@ -236,20 +236,22 @@ def draw(use: Use, number: int, size: int) -> Clip:
 _Paint: TypeAlias = Callable[[int], npt.NDArray[Any]]
 
 
-def _grid(size: int) -> Iterator[npt.NDArray[np.float32]]:
+def _grid(shape: tuple[int, int]) -> Iterator[npt.NDArray[np.float32]]:
     """Down and across, from 0 to 1."""
-    return iter(np.mgrid[0:size, 0:size].astype(np.float32) / size)
+    height, width = shape
+    down, across = np.mgrid[0:height, 0:width].astype(np.float32)
+    return iter((down / height, across / width))
 
 
-def _waves(rng: np.random.Generator, size: int) -> _Paint:
+def _waves(rng: np.random.Generator, shape: tuple[int, int]) -> _Paint:
     """Three waves of colour that pass through one another."""
-    down, across = _grid(size)
+    down, across = _grid(shape)
     frequency = rng.uniform(-18, 18, (3, 2)).astype(np.float32)
     speed, colour = rng.uniform(-0.3, 0.3, 3), rng.uniform(0, 45, (3, 3)).astype(np.float32)
     base = rng.uniform(60, 190, 3).astype(np.float32)[:, None, None]
 
     def paint(number: int) -> npt.NDArray[Any]:
-        picture: npt.NDArray[Any] = np.broadcast_to(base, (3, size, size)).copy()
+        picture: npt.NDArray[Any] = np.broadcast_to(base, (3, *shape)).copy()
         for (y, x), step, amplitudes in zip(frequency, speed, colour, strict=True):
             wave = np.sin(y * down + x * across + np.float32(step * number))
             picture += amplitudes[:, None, None] * wave
@@ -259,9 +261,9 @@ def _waves(rng: np.random.Generator, size: int) -> _Paint:
     return paint
 
 
-def _discs(rng: np.random.Generator, size: int) -> _Paint:
+def _discs(rng: np.random.Generator, shape: tuple[int, int]) -> _Paint:
     """Discs that drift over a gradient and come in again on the other side."""
-    down, across = _grid(size)
+    down, across = _grid(shape)
     count = 7
     centre, velocity = rng.uniform(0, 1, (count, 2)), rng.uniform(-0.02, 0.02, (count, 2))
     radius = rng.uniform(0.06, 0.22, count)

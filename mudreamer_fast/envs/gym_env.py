@@ -111,7 +111,7 @@ class GymEnv:
         check_seed(seed, num_envs)
         self.num_envs = num_envs
         self.render_profile: str | None = None
-        self._name, self._size = config.task, config.image_size
+        self._name, self._size = config.task, config.image_shape[0]
         self._seed: int | None = seed
         factory = remembered(config.task)
         makers = [GymMaker(config, factory, index) for index in range(num_envs)]

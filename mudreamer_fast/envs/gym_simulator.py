@@ -62,7 +62,7 @@ class GymSimulator(gymnasium.Env):  # type: ignore[misc]
 
     def __init__(self, config: EnvConfig, factory: Factory | None, index: int) -> None:
         self._task, self._place = config.task, f"environment {index} of {config.task}"
-        self._index, self._repeat, self._size = index, config.action_repeat, config.image_size
+        self._index, self._repeat, self._shape = index, config.action_repeat, config.image_shape
         self._env = _made(config, factory)
         self.metadata = dict(self._env.metadata or {})
         self.render_mode = self._env.render_mode
@@ -70,7 +70,7 @@ class GymSimulator(gymnasium.Env):  # type: ignore[misc]
         self._actions = ActionTranslator(self._env.action_space, config.task)
         self.action_spec = self._actions.spec
         self._seen = ObservationTranslator(
-            self._env.observation_space, config.observation, self._size, config.task
+            self._env.observation_space, config.observation, self._shape, config.task
         )
         self.left_out = self._seen.left_out
         shown: dict[str, Any] = {}
@@ -80,7 +80,7 @@ class GymSimulator(gymnasium.Env):  # type: ignore[misc]
                     f"{config.task} shows no image and draws none: train with "
                     "--env.observation vector, or make it with render_mode='rgb_array'"
                 )
-            shown["image"] = spaces.Box(0, 255, (3, self._size, self._size), np.uint8)
+            shown["image"] = spaces.Box(0, 255, (3, *self._shape), np.uint8)
         if config.observation != "pixels":
             shown["vector"] = spaces.Box(-np.inf, np.inf, (self._seen.vector_size,), np.float32)
         self.observation_space = spaces.Dict(shown)
@@ -131,10 +131,10 @@ class GymSimulator(gymnasium.Env):  # type: ignore[misc]
         if self._index not in indices:
             return None
         if self._draws:
-            return np.moveaxis(self._drawn(size), 0, 2)
+            return np.moveaxis(self._drawn((size, size)), 0, 2)
         if self._seen.image_path is not None:
             seen = np.moveaxis(self._seen.image(self._observation), 0, 2)
-            return np.moveaxis(to_image(seen, size, "its image"), 0, 2)
+            return np.moveaxis(to_image(seen, (size, size), "its image"), 0, 2)
         raise self._fault("it draws no pictures: make it with render_mode='rgb_array'")
 
     def close(self) -> None:
@@ -148,7 +148,7 @@ class GymSimulator(gymnasium.Env):  # type: ignore[misc]
             if "image" in self.observation_space.spaces:
                 rendered = self._seen.image_path is None
                 seen["image"] = (
-                    self._drawn(self._size) if rendered else self._seen.image(observation)
+                    self._drawn(self._shape) if rendered else self._seen.image(observation)
                 )
             if "vector" in self.observation_space.spaces:
                 seen["vector"] = self._seen.vector(observation)
@@ -158,10 +158,10 @@ class GymSimulator(gymnasium.Env):  # type: ignore[misc]
             raise self._fault(str(error)) from None
         return seen
 
-    def _drawn(self, size: int) -> Frames:
+    def _drawn(self, shape: tuple[int, int]) -> Frames:
         frame = self._call("render")
         try:
-            return to_image(frame, size, "its rendered picture")
+            return to_image(frame, shape, "its rendered picture")
         except EnvError as error:
             raise self._fault(str(error)) from None
 

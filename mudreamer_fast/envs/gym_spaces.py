@@ -97,7 +97,7 @@ class ObservationTranslator:
         space: Box, Discrete, MultiDiscrete, MultiBinary, or Dict or Tuple of such; parts of other
             kinds, such as Text, are left out.
         wanted: what the agent sees.
-        size: height and width of its images.
+        shape: height and width of its images.
         task: for messages.
 
     Raises:
@@ -105,13 +105,17 @@ class ObservationTranslator:
     """
 
     def __init__(
-        self, space: Any, wanted: Literal["pixels", "vector", "both"], size: int, task: str
+        self,
+        space: Any,
+        wanted: Literal["pixels", "vector", "both"],
+        shape: tuple[int, int],
+        task: str,
     ) -> None:
         self.left_out: list[str] = []
         """Parts that the agent cannot see, in words."""
         self.image_path: Path | None = None
         """Where the image is; None where the space has none."""
-        self._size = size
+        self._shape = shape
         self._parts: list[tuple[Path, Any]] = []
         images = {}
         for path, part in _leaves(space):
@@ -156,7 +160,7 @@ class ObservationTranslator:
         return vector
 
     def image(self, observation: Any) -> Frames:
-        """The image (3, size, size) of an observation that has one.
+        """The image (3, height, width) of an observation that has one.
 
         Raises:
             EnvError: it is not what the space promises.
@@ -164,16 +168,16 @@ class ObservationTranslator:
         assert self.image_path is not None
         found = _find(observation, self.image_path)
         return to_image(
-            _checked(found, self._image, self.image_path), self._size, _in_words(self.image_path)
+            _checked(found, self._image, self.image_path), self._shape, _in_words(self.image_path)
         )
 
 
-def to_image(array: Any, size: int, what: str) -> Frames:
-    """Any picture as (3, size, size) uint8: every pixel is the mean of the area it covers.
+def to_image(array: Any, wanted: tuple[int, int], what: str) -> Frames:
+    """Any picture as (3, height, width) uint8: every pixel is the mean of the area it covers.
 
     Args:
         array: uint8, (H, W), (H, W, C) or (C, H, W) with one channel or three.
-        size: height and width.
+        wanted: height and width.
         what: the picture, for messages.
 
     Raises:
@@ -190,11 +194,11 @@ def to_image(array: Any, size: int, what: str) -> Frames:
             raise EnvError(f"{what} must have 1 or 3 channels, got shape {shape}")
         if array.shape[2] == 1:
             array = array[..., 0]
-    if array.shape[:2] != (size, size):
+    if array.shape[:2] != wanted:
         picture = Image.fromarray(np.ascontiguousarray(array))
-        array = np.asarray(picture.resize((size, size), Image.Resampling.BOX))
+        array = np.asarray(picture.resize(wanted[::-1], Image.Resampling.BOX))
     if array.ndim == 2:
-        array = np.broadcast_to(array[..., None], (size, size, 3))
+        array = np.broadcast_to(array[..., None], (*wanted, 3))
     frame: Frames = np.ascontiguousarray(array.transpose(2, 0, 1))
     return frame
 

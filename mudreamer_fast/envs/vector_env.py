@@ -60,7 +60,7 @@ class VectorStep:
     """
 
     observation: dict[str, Array]
-    """"image" (N, 3, size, size) uint8 and/or "vector" (N, n) float32."""
+    """"image" (N, 3, height, width) uint8 and/or "vector" (N, n) float32."""
     reward: FloatArray
     """(N,), summed over the action repeat; 0 on first steps."""
     is_first: BoolArray
@@ -123,7 +123,7 @@ class VectorEnv(Protocol):
         """Pictures of the present state, for videos, whatever the observation is.
 
         Args:
-            size: height and width in pixels; None takes the observation's.
+            size: height and width in pixels; None takes the height of the images.
             indices: environments to draw; None draws all.
 
         Returns:
@@ -214,17 +214,19 @@ def check_seed(seed: int, num_envs: int) -> None:
         raise ValueError(f"num_envs must be positive, got {num_envs}")
 
 
-def observation_specs(pixels: bool, image_size: int, vector_size: int) -> dict[str, ArraySpec]:
+def observation_specs(
+    pixels: bool, image_shape: tuple[int, int], vector_size: int
+) -> dict[str, ArraySpec]:
     """Specs of what one environment shows.
 
     Args:
         pixels: whether images belong to it.
-        image_size: height and width of the images.
+        image_shape: height and width of the images.
         vector_size: length of the vector; 0 for none.
     """
     specs = {}
     if pixels:
-        specs["image"] = ArraySpec((3, image_size, image_size), np.dtype(np.uint8))
+        specs["image"] = ArraySpec((3, *image_shape), np.dtype(np.uint8))
     if vector_size:
         specs["vector"] = ArraySpec((vector_size,), np.dtype(np.float32))
     return specs

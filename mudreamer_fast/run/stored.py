@@ -82,10 +82,10 @@ def _random_scores(result: Path) -> list[float]:
 
 def _specs(config: Config, state: Mapping[str, Any]) -> tuple[dict[str, ArraySpec], ActionSpec]:
     """What the shapes of an agent's weights say of its environment."""
-    world_model, size = state["world_model"], config.env.image_size
+    world_model = state["world_model"]
     seen = {}
     if (kernel := world_model.get("encoder.image.kernels.0")) is not None:
-        seen["image"] = ArraySpec((kernel.shape[1], size, size), np.dtype(np.uint8))
+        seen["image"] = ArraySpec((kernel.shape[1], *config.env.image_shape), np.dtype(np.uint8))
     if (weight := world_model.get("encoder.vector.weights.0")) is not None:
         seen["vector"] = ArraySpec((weight.shape[1],), np.dtype(np.float32))
     latents = config.model.groups * config.model.classes

@@ -139,7 +139,7 @@ def play_dm_control(
         else:
             step = simulator.step(actions[number - 1])
             reward, flags = step.reward, (False, bool(step.is_last), bool(step.is_terminal))
-        image = np.array(simulator.image(size)) if number in frame_steps else None
+        image = np.array(simulator.image((size, size))) if number in frame_steps else None
         played.append(Shown(simulator.vector(), reward, *flags, image))
     simulator.close()
     return played

@@ -178,6 +178,16 @@ def test_pictures_are_what_was_seen_enlarged() -> None:
     assert (pictures[0, ::2, 1::2] == image[1].transpose(1, 2, 0)).all()
 
 
+def test_an_image_that_is_not_square_shows_the_whole_screen() -> None:
+    square, wide = (
+        make_env(config(image_size=64, image_width=width), 1, seed=0).reset().observation["image"]
+        for width in (None, 128)
+    )
+    assert wide.shape == (1, 3, 64, 128)
+    halves = wide.reshape(1, 3, 64, 64, 2).astype(float).mean(-1)
+    assert np.abs(halves - square).max() <= 1
+
+
 @pytest.mark.parametrize("game", GAMES_OF_ATARI_100K)
 def test_every_game_of_atari_100k_is_there(game: str) -> None:
     step = play(EnvConfig(game, action_repeat=4), 20)[-1]

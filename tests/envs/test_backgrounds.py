@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,18 @@ def test_environment_i_of_a_seed_is_the_first_of_another(kind: str) -> None:
     assert (other != both).any()
 
 
+@pytest.mark.parametrize("kind", ["video", "noise", "color"])
+def test_images_that_are_not_square_have_backgrounds(kind: str) -> None:
+    config = EnvConfig("atari/pong", action_repeat=4, image_width=128, background=kind)  # type: ignore[arg-type]
+    plain = make_env(dataclasses.replace(config, background="none"), 1, 3)
+    env = make_env(config, 1, 3)
+    image = env.reset().observation["image"]
+    assert image.shape == (1, 3, 64, 128)
+    behind = is_background(plain.reset().observation["image"], 1)[:, None]
+    np.testing.assert_array_equal(image, np.where(behind, env.backgrounds, plain._frames))  # type: ignore[attr-defined]
+    assert env.render(96).shape == (1, 96, 96, 3)
+
+
 @pytest.mark.usefixtures("footage")
 def test_a_film_shows_what_the_agent_sees() -> None:
     env = toy()
@@ -216,7 +229,7 @@ def test_chroma_takes_what_a_segmentation_calls_sky_and_floor(task: str) -> None
     )
     simulator = DmcSimulator(config, seed=1)
     simulator.reset()
-    picture = np.array(simulator.image(64))
+    picture = np.array(simulator.image((64, 64)))
     ids = simulator.physics.render(64, 64, camera_id=simulator._camera_id, segmentation=True)
     names = {"floor", "ground"}
     geoms = [

@@ -21,11 +21,11 @@ def simulator(name: str, seed: int = 3) -> DmcSimulator:
 def episode(made: DmcSimulator, steps: int = 4) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Vectors and images of an episode's first steps under full power."""
     made.reset()
-    vectors, images = [made.vector()], [made.image(64).copy()]
+    vectors, images = [made.vector()], [made.image((64, 64)).copy()]
     for _ in range(steps):
         step = made.step(np.ones(made.action_size, np.float32))
         vectors.append(made.vector())
-        images.append(made.image(64).copy())
+        images.append(made.image((64, 64)).copy())
         assert not step.is_last
         # two simulator steps, each rewarded by the place it leads to
         assert vectors[-2][0] < step.reward / 2 < vectors[-1][0]

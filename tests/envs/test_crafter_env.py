@@ -76,6 +76,14 @@ def test_death_ends_an_episode_for_good_and_tells_its_achievements() -> None:
     env.close()
 
 
+def test_a_wider_image_has_the_same_world_in_it() -> None:
+    env = make_env(EnvConfig("crafter/reward", action_repeat=1, image_width=128), 1, 3)
+    image = crafter.Env(seed=3, size=(128, 64)).reset()
+    assert image.shape == (64, 128, 3)
+    np.testing.assert_array_equal(env.reset().observation["image"][0], np.moveaxis(image, 2, 0))
+    env.close()
+
+
 def test_another_task_is_refused_in_one_line() -> None:
     with pytest.raises(ConfigError, match="task must be crafter/reward or crafter/noreward"):
         make_env(EnvConfig("crafter/rewards"), 1, 0)

@@ -54,12 +54,12 @@ def test_dmc_simulator_draws_in_every_size_with_its_camera() -> None:
         for camera in (0, 1)
     )
     usual.reset()
-    first = usual.image(64).copy()
+    first = usual.image((64, 64)).copy()
     np.testing.assert_array_equal(first, usual.physics.render(64, 64, 0))
-    assert usual.image(96).shape == (96, 96, 3)
-    np.testing.assert_array_equal(usual.image(64), first)
+    assert usual.image((96, 84)).shape == (96, 84, 3)
+    np.testing.assert_array_equal(usual.image((64, 64)), first)
     other.reset()
-    assert (other.image(64) != first).any()
+    assert (other.image((64, 64)) != first).any()
 
 
 def test_dmc_env_keeps_the_contract_over_an_episodes_end() -> None:
@@ -99,7 +99,7 @@ def test_dmc_env_gives_what_its_simulators_give(task: str) -> None:
             reward = simulator.step(actions[number - 1, index]).reward if number else 0
             assert data["reward"][number, index] == np.float32(reward)
             np.testing.assert_array_equal(data["vector"][number, index], simulator.vector())
-            image = simulator.image(64).transpose(2, 0, 1)
+            image = simulator.image((64, 64)).transpose(2, 0, 1)
             np.testing.assert_array_equal(data["image"][number, index], image)
         simulator.close()
 
@@ -115,7 +115,7 @@ def test_dmc_env_shares_images_and_refuses_what_simulators_cannot_take() -> None
         simulator.step(action[1])
     last = steps[-1].observation
     np.testing.assert_array_equal(last["vector"][1], simulator.vector())
-    np.testing.assert_array_equal(last["image"][1].transpose(1, 2, 0), simulator.image(64))
+    np.testing.assert_array_equal(last["image"][1].transpose(1, 2, 0), simulator.image((64, 64)))
     np.testing.assert_array_equal(env.render(), last["image"].transpose(0, 2, 3, 1))
     assert env.render(96, [1]).shape == (1, 96, 96, 3)
     for bad in (actions[0][:1], actions[0].astype(float), np.full_like(actions[0], np.nan)):

@@ -15,6 +15,7 @@ from mudreamer_fast.envs.footage import DRAWN, clips, decode, draw, find
 from mudreamer_fast.run.pictures import write_video
 
 SIZE = 64
+SHAPE = (SIZE, SIZE)
 
 
 @pytest.fixture(autouse=True)
@@ -52,19 +53,19 @@ def test_a_video_is_read_frame_by_frame_as_another_library_reads_it(tmp_path: Pa
         for number in range(5):
             file.seek(number)
             expected.append(np.asarray(file.convert("RGB")).transpose(2, 0, 1))
-    clip = decode(path, SIZE, 100, grey=False)
+    clip = decode(path, SHAPE, 100, grey=False)
     np.testing.assert_array_equal(clip, expected)
-    np.testing.assert_array_equal(decode(path, SIZE, 3, grey=False), expected[:3])
+    np.testing.assert_array_equal(decode(path, SHAPE, 3, grey=False), expected[:3])
 
 
-def test_a_video_of_another_shape_is_squeezed_into_a_square(tmp_path: Path) -> None:
-    clip = decode(film(tmp_path / "wide.mp4", frames=4), 84, 100, grey=False)
-    assert (clip.shape, clip.dtype) == ((4, 3, 84, 84), np.uint8)
+def test_a_video_of_another_shape_is_squeezed_into_that_of_the_images(tmp_path: Path) -> None:
+    clip = decode(film(tmp_path / "wide.mp4", frames=4), (84, 128), 100, grey=False)
+    assert (clip.shape, clip.dtype) == ((4, 3, 84, 128), np.uint8)
     assert levels(clip) == [0, 20, 40, 60]
     halves = np.zeros((40, 120, 3), np.uint8)
     halves[:, 60:] = 200
     write_video([halves] * 2, tmp_path / "halves.mp4", fps=10.0)
-    clip = decode(tmp_path / "halves.mp4", SIZE, 100, grey=False)
+    clip = decode(tmp_path / "halves.mp4", SHAPE, 100, grey=False)
     assert clip[..., :28].mean() < 10
     assert clip[..., 36:].mean() > 190
 
@@ -72,7 +73,7 @@ def test_a_video_of_another_shape_is_squeezed_into_a_square(tmp_path: Path) -> N
 def test_grey_is_the_luminance_in_every_channel(tmp_path: Path) -> None:
     colours = [np.broadcast_to(np.array(c, np.uint8), (32, 32, 3)) for c in ((200, 0, 0), (0,) * 3)]
     write_video(colours, tmp_path / "red.gif", fps=10.0)
-    red, grey = (decode(tmp_path / "red.gif", SIZE, 9, grey=grey) for grey in (False, True))
+    red, grey = (decode(tmp_path / "red.gif", SHAPE, 9, grey=grey) for grey in (False, True))
     expected = np.asarray(Image.fromarray(red[0].transpose(1, 2, 0)).convert("L"))
     assert red[0, 0].mean() > 190
     for channel in grey[0]:
@@ -251,6 +252,6 @@ def test_without_videos_clips_are_drawn_that_move_and_differ() -> None:
     firsts = np.stack([clip[0] for clip in drawn]).astype(int)
     for number, one in enumerate(firsts):
         assert all(np.abs(one - other).mean() > 5 for other in firsts[:number])
-    np.testing.assert_array_equal(draw("train", 3, SIZE), uses["train"][3])
+    np.testing.assert_array_equal(draw("train", 3, SHAPE), uses["train"][3])
     grey = clips(config(background_grey=True))[1]
     np.testing.assert_array_equal(grey, np.repeat(grey[:, :1], 3, axis=1))

@@ -21,6 +21,7 @@ from mudreamer_fast.collect import Collector, random_policy, replay_fields
 from mudreamer_fast.config import ConfigError, EnvConfig
 from mudreamer_fast.envs import EnvError, gym_env, make_env
 from mudreamer_fast.envs.gym_env import GymEnv, GymProcesses
+from mudreamer_fast.envs.gym_spaces import to_image
 from mudreamer_fast.envs.vector_env import facts_of
 from mudreamer_fast.evaluate import evaluate
 from mudreamer_fast.replay import ReplayBuffer
@@ -97,6 +98,19 @@ def test_what_an_environment_tells_of_an_episode_comes_with_its_last_step(backen
     ]
     assert told[: 2 * len(LENGTHS)] == [facts for facts in expected for _ in range(2)]
     env.close()
+
+
+def test_an_image_that_is_not_square_shows_the_whole_of_it() -> None:
+    env = toy(image_size=64, image_width=128)
+    step = env.reset()
+    assert env.observation_spec["image"].shape == step.observation["image"].shape[1:]
+    assert step.observation["image"].shape == (1, 3, 64, 128)
+    assert env.render().shape == (1, 64, 64, 3)
+    halves = np.zeros((40, 30, 3), np.uint8)
+    halves[:, 15:] = 200
+    image = to_image(halves, (64, 96), "it")
+    assert image.shape == (3, 64, 96)
+    assert (image[..., :48].max(), image[..., 48:].min()) == (0, 200)
 
 
 def test_facts_reach_episodes_and_evaluations() -> None:

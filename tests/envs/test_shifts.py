@@ -32,7 +32,7 @@ def play(config: EnvConfig, seed: int = 3, steps: int = 6) -> dict[str, np.ndarr
             data, model = simulator.physics.data, simulator.physics.model
             camera = np.concatenate([data.cam_xpos[0] - data.subtree_com[1], data.cam_xmat[0]])
             colors = np.array(model.mat_rgba[:, :3])
-            rows.append((colors, camera, simulator.image(32), simulator.vector(), reward))
+            rows.append((colors, camera, simulator.image((32, 32)), simulator.vector(), reward))
             if step < steps - 1:
                 action = random.uniform(-1, 1, simulator.action_size).astype(np.float32)
                 reward = simulator.step(action).reward

@@ -60,9 +60,9 @@ def test_check_seed_refuses_what_does_not_fit_int32() -> None:
 
 
 def test_observation_specs_hold_what_is_seen_and_no_more() -> None:
-    assert set(observation_specs(True, 64, 0)) == {"image"}
-    assert set(observation_specs(False, 64, 5)) == {"vector"}
-    both = observation_specs(True, 64, 5)
+    assert set(observation_specs(True, (64, 64), 0)) == {"image"}
+    assert set(observation_specs(False, (64, 64), 5)) == {"vector"}
+    both = observation_specs(True, (64, 64), 5)
     assert both["image"].shape == (3, 64, 64)
     assert both["image"].dtype == np.uint8
     assert both["vector"].shape == (5,)
