@@ -6,6 +6,8 @@ The scalars of `metrics.jsonl` go there too. A resumed run goes on in the run th
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +19,9 @@ from mudreamer_fast.run.folder import read_result, settings_of, write_json
 TRACKER_FILE = "tracker.json"
 MLFLOW_PARAMETERS = 100
 """Parameters of a run that MLflow takes at once."""
+
+CLOSE_SECONDS = 30.0
+"""How long a run that is over waits for a service to take the last of its metrics."""
 
 
 class Tracker(Protocol):
@@ -65,6 +70,51 @@ def open_tracker(config: Config, folder: Path) -> Tracker | None:
     return tracker
 
 
+class _Behind:
+    """Sends in a thread of its own what would otherwise hold training up.
+
+    An error of the service is raised by the next `log`, or by `close`. What the service has not
+    taken some seconds after the end of the run is lost.
+
+    Args:
+        log: sends scalars, and returns when they have been taken.
+    """
+
+    def __init__(self, log: Callable[[int, Mapping[str, float], float], None]) -> None:
+        self._log = log
+        self._waiting: queue.SimpleQueue[tuple[int, Mapping[str, float], float] | None]
+        self._waiting = queue.SimpleQueue()
+        self._error: Exception | None = None
+        # The interpreter does not wait for it: a service that hangs is no reason to hang.
+        self._thread = threading.Thread(target=self._send, name="tracker", daemon=True)
+        self._thread.start()
+
+    def log(self, env_steps: int, values: Mapping[str, float]) -> None:
+        """Hands scalars over."""
+        self._waiting.put((env_steps, dict(values), time.time()))
+        self._raise()
+
+    def close(self) -> None:
+        """Waits for what has been handed over to be sent."""
+        self._waiting.put(None)
+        self._thread.join(CLOSE_SECONDS)
+        self._raise()
+        if self._thread.is_alive():
+            raise TimeoutError(f"it has not taken all metrics {CLOSE_SECONDS:g} s after the run")
+
+    def _send(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            try:
+                self._log(*item)
+            except Exception as error:  # of a library that has no common base for them
+                self._error = error
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
 class _Wandb:
     def __init__(
         self, project: str, folder: Path, settings: Mapping[str, Any], known: str | None
@@ -111,13 +161,16 @@ class _Mlflow:
         else:
             self.id = known
             self._client.update_run(known, status="RUNNING")
+        self._behind = _Behind(self._send)  # every batch is a request, which is answered or not
+        self.log = self._behind.log
 
-    def log(self, env_steps: int, values: Mapping[str, float]) -> None:
-        now = int(time.time() * 1e3)
-        metrics = [self._metric(name, value, now, env_steps) for name, value in values.items()]
+    def _send(self, env_steps: int, values: Mapping[str, float], seconds: float) -> None:
+        then = int(seconds * 1e3)
+        metrics = [self._metric(name, value, then, env_steps) for name, value in values.items()]
         self._client.log_batch(self.id, metrics=metrics)
 
     def close(self) -> None:
+        self._behind.close()
         self._client.set_terminated(self.id)
 
 

@@ -6,6 +6,8 @@ import importlib.util
 import json
 import sqlite3
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from mudreamer_fast.run.metrics import MetricsLogger
 from mudreamer_fast.run.trackers import TRACKER_FILE, Tracker, open_tracker
 from mudreamer_fast.train import train
 from tests import tiny_run
+from tests.patience import PATIENCE_SECONDS
 
 
 class StandIn:
@@ -118,6 +121,56 @@ def test_a_service_that_cannot_be_reached_at_the_start_is_one_line(
         open_tracker(config(), tmp_path)
 
 
+def test_a_slow_service_does_not_hold_training_up_and_gets_everything_in_order() -> None:
+    taken: list[tuple[int, float]] = []
+    goes_on = threading.Event()
+
+    def slow(env_steps: int, values: Mapping[str, float], seconds: float) -> None:
+        assert goes_on.wait(20)
+        taken.append((env_steps, values["a"]))
+
+    behind = trackers._Behind(slow)
+    values = {"a": 0.0}
+    for step in range(3):
+        values["a"] = step / 2
+        behind.log(step, values)
+    assert not taken
+    goes_on.set()
+    behind.close()
+    assert taken == [(0, 0.0), (1, 0.5), (2, 1.0)]
+
+
+def test_what_a_service_refuses_meanwhile_is_told_by_the_next_metrics() -> None:
+    refused = threading.Event()
+
+    def fails(env_steps: int, values: Mapping[str, float], seconds: float) -> None:
+        if env_steps < 2:
+            refused.set()
+            raise RuntimeError(f"no room for {env_steps}")
+
+    behind = trackers._Behind(fails)
+    behind.log(0, {})
+    assert refused.wait(20)
+    while behind._error is None:  # its thread may still be about to say so
+        time.sleep(0.01)
+    with pytest.raises(RuntimeError, match="no room for 0"):
+        behind.log(2, {})
+    behind.log(3, {})
+    behind.log(1, {})
+    with pytest.raises(RuntimeError, match="no room for 1"):
+        behind.close()
+
+
+def test_a_service_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "CLOSE_SECONDS", 0.05)
+    goes_on = threading.Event()
+    behind = trackers._Behind(lambda *_: goes_on.wait(20) and None)
+    behind.log(0, {})
+    with pytest.raises(TimeoutError, match=r"not taken all metrics 0\.05 s after"):
+        behind.close()
+    goes_on.set()
+
+
 @pytest.mark.parametrize("kind", ["wandb", "mlflow", "trackio"])
 def test_a_missing_package_is_one_line(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -197,5 +250,9 @@ def test_its_own_package_keeps_scalars_without_a_network_and_goes_on_after_a_res
             tracker.log(step, {"a/b": step / 4})
         tracker.close()
     assert names[0] == names[1]
+    deadline = time.monotonic() + PATIENCE_SECONDS
     found = values_of(tmp_path, names[0])
+    while len(found) < 4 and time.monotonic() < deadline:  # W&B's files are written by its service
+        time.sleep(0.1)
+        found = values_of(tmp_path, names[0])
     assert sorted(found) == [(10, 2.5), (15, 3.75), (20, 5.0), (30, 7.5)]
