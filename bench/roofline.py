@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +45,44 @@ class Work(NamedTuple):
     def microseconds(self, limits: Limits) -> float:
         """The least time for it."""
         return 1e6 * max(self.flops / limits.flops_per_second, self.bytes / limits.bytes_per_second)
+
+
+class Card(NamedTuple):
+    """What its maker says of a GPU: dense products per second, and bytes of memory."""
+
+    float32: float
+    tf32: float
+    bytes_per_second: float
+
+    def limits(self, precision: str) -> Limits:
+        """What launches come to of that, by experience."""
+        flops = REACHED_FLOPS * float(getattr(self, precision))
+        return Limits(flops, REACHED_BYTES * self.bytes_per_second)
+
+
+CARDS = {
+    "RTX 3090": Card(35.6e12, 35.6e12, 936e9),
+    "RTX 4090": Card(82.6e12, 82.6e12, 1008e9),
+    "A100": Card(19.5e12, 156e12, 2039e9),
+    "H100": Card(66.9e12, 494.7e12, 3352e9),
+}
+"""By NVIDIA's white papers of the architectures GA102, AD102, GA100 and GH100; A100 and H100 as SXM
+with 80 GB."""
+REACHED_FLOPS, REACHED_BYTES = 0.7, 0.85
+LAUNCH_MICROSECONDS = 2.3
+"""From one kernel of a CUDA graph to the next, published for an H200 (te42kyfo/gpu-benches)."""
+
+
+def predicted_milliseconds(work: Iterable[Work], card: Card, precision: str) -> float:
+    """Time of launches one after another, each as long as the scarcest of what it takes.
+
+    Args:
+        work: of each launch.
+        card: GPU.
+        precision: of its products: float32 or tf32.
+    """
+    limits = card.limits(precision)
+    return sum(max(LAUNCH_MICROSECONDS, each.microseconds(limits)) for each in work) / 1e3
 
 
 class _Given(TorchDispatchMode):

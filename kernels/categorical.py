@@ -90,6 +90,7 @@ def categorical_sample_fwd_kernel(
 def categorical_sample_bwd_kernel(
     p_grad,  # (rows, GROUPS, CLASSES), row stride s_grad
     p_logits,  # (rows, GROUPS, CLASSES), contiguous
+    p_more,  # (rows, GROUPS, CLASSES), contiguous: what the logits are asked besides; or None
     p_grad_logits,  # (rows, GROUPS, CLASSES), contiguous
     s_grad,
     groups,  # rows * GROUPS
@@ -108,7 +109,10 @@ def categorical_sample_bwd_kernel(
     p_grad += (i_group // GROUPS * s_grad + i_group % GROUPS * CLASSES)[:, None] + o_class[None, :]
     b_grad = tl.load(p_grad, mask=m_tile, other=0.0).to(tl.float32)
     b_grad = to_logits(b_grad, b_soft, UNIMIX)
-    p_grad_logits += i_group[:, None] * CLASSES + o_class[None, :]
+    o_tile = i_group[:, None] * CLASSES + o_class[None, :]
+    if p_more is not None:
+        b_grad += tl.load(p_more + o_tile, mask=m_tile, other=0.0).to(tl.float32)
+    p_grad_logits += o_tile
     tl.store(p_grad_logits, b_grad.to(p_grad_logits.dtype.element_ty), mask=m_tile)
 
 
@@ -245,19 +249,28 @@ class SampleFunction(torch.autograd.Function):
 
     @staticmethod
     def launch_backward(
-        grad: Tensor, logits: Tensor, unimix: float, out: Tensor | None = None
+        grad: Tensor,
+        logits: Tensor,
+        unimix: float,
+        more: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """Gradient of `launch_forward`'s logits (rows, G, C), from that of its draws (rows, G * C).
+        """Gradient of `launch_forward`'s logits (rows, G, C), from that of its draws.
 
-        Written into `out` where that is given, contiguous.
+        Args:
+            grad: (rows, G * C), of the draws.
+            logits: (rows, G, C), contiguous.
+            unimix: share of the uniform distribution.
+            more: (rows, G, C), contiguous, is added.
+            out: where it is written, contiguous; None makes room.
         """
         rows, groups, classes = logits.shape
         grad_logits = torch.empty_like(logits) if out is None else out
         if logits.numel():
             tile = _tile(rows * groups, classes)
             categorical_sample_bwd_kernel[(triton.cdiv(rows * groups, tile["TILE"]),)](
-                grad, logits, grad_logits, grad.stride(0), rows * groups, groups, classes, unimix,
-                **tile,
+                grad, logits, more, grad_logits, grad.stride(0), rows * groups, groups, classes,
+                unimix, **tile,
             )  # fmt: skip
         return grad_logits
 

@@ -56,6 +56,33 @@ def rssm_observe_reset_kernel(
     tl.store(p_row + i_row * s_row + o_col, b_state, mask=m_deter | m_stoch)
 
 
+@triton.jit
+def rssm_observe_carry_kernel(
+    p_input,  # (rows, HIDDEN), contiguous: a step's gradient, 0 afterwards where it begins anew
+    p_before,  # (rows, DETER), contiguous: of the h that the step starts from, through the step
+    p_wanted,  # (rows, DETER), contiguous: what else is asked of that h
+    p_first,  # (rows,) bool, element stride s_first
+    p_deter,  # (rows, DETER), contiguous: of h after the step before
+    s_first,
+    HIDDEN: tl.constexpr,
+    DETER: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    i_row = tl.program_id(0).to(tl.int64)
+    o_col = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    b_first = tl.load(p_first + i_row * s_first).to(tl.int1)
+    m_input = o_col < HIDDEN
+    o_input = i_row * HIDDEN + o_col
+    b_grad = tl.load(p_input + o_input, mask=m_input, other=0.0)
+    tl.store(p_input + o_input, tl.where(b_first, 0.0, b_grad), mask=m_input)
+    m_deter = o_col < DETER
+    o_deter = i_row * DETER + o_col
+    b_grad = tl.load(p_before + o_deter, mask=m_deter, other=0.0).to(tl.float32)
+    b_grad = tl.where(b_first, 0.0, b_grad)
+    b_grad += tl.load(p_wanted + o_deter, mask=m_deter, other=0.0).to(tl.float32)
+    tl.store(p_deter + o_deter, b_grad.to(p_deter.dtype.element_ty), mask=m_deter)
+
+
 class Shape(NamedTuple):
     """What the loops need besides tensors."""
 
@@ -159,7 +186,7 @@ def backward_by_step(
     shape: Shape,
     groups: torch.Size,
 ) -> Gradients:
-    """Walk back through the recurrence in thirteen launches a step, each result in its place.
+    """Walk back through the recurrence in ten launches a step, each result in its place.
 
     Args:
         saved: by the forward pass.
@@ -178,9 +205,8 @@ def backward_by_step(
     for t in reversed(range(len(states))):
         of = Gradients(*(gradient[t] for gradient in gradients))
         SampleFunction.launch_backward(
-            grad_stoch, by_group[t], shape.unimix, of.logits.view(-1, *groups)
+            grad_stoch, by_group[t], shape.unimix, wanted.logits[t], of.logits.view(-1, *groups)
         )
-        of.logits.add_(wanted.logits[t])
         torch.mm(of.logits, weights.out.weight, out=of.acts)
         _hidden_backward(of, saved, t, weights.hidden, shape)
         torch.addmm(grad_deter, of.hidden, weights.hidden.weight, out=of.deter)
@@ -198,10 +224,21 @@ def backward_by_step(
             of.input, saved.input_pre[t], layer.norm_weight, layer.norm_bias, shape.eps,
             affine=False,
         )  # fmt: skip
-        grad_input.masked_fill_(reset[t], 0.0)
+        grad_deter = _carried_back(grad_input, of.before, wanted.deter[t - 1], reset[t])
         grad_stoch = torch.addmm(wanted.stoch[t - 1], grad_input, layer.weight)
-        grad_deter = of.before.masked_fill(reset[t], 0.0).add_(wanted.deter[t - 1])
     return gradients
+
+
+def _carried_back(grad_input: Tensor, before: Tensor, wanted: Tensor, first: Tensor) -> Tensor:
+    """The gradient (B, D) of h after the step before; of `grad_input`, rows that begin become 0."""
+    rows, hidden = grad_input.shape
+    width = before.shape[1]
+    out = torch.empty_like(before)
+    rssm_observe_carry_kernel[(rows, triton.cdiv(max(hidden, width), TILE))](
+        grad_input, before, wanted, first, out, first.stride(0), hidden, width, TILE,
+        **tiles.launch(4),
+    )  # fmt: skip
+    return out
 
 
 def _hidden_backward(

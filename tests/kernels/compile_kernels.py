@@ -61,6 +61,12 @@ def sized_cases(hidden: int, deter: int) -> list[Case]:
         Case("layernorm_gru", "layernorm_gru_bwd", cell, tiles.warps(3 * deter)),
         Case("layernorm_gru", "layernorm_gru_affine", affine, 4),
         Case("rssm_observe_by_step", "rssm_observe_reset", start, 4),
+        Case(
+            "rssm_observe_by_step",
+            "rssm_observe_carry",
+            {"HIDDEN": hidden, "DETER": deter, "TILE": 1024},
+            4,
+        ),
     ]
 
 
@@ -76,6 +82,7 @@ def other_cases(classes: int, bins: int) -> list[Case]:
         Case("batchnorm_posterior", "batchnorm_posterior_bwd", BATCH, 4),
         Case("categorical", "categorical_sample_fwd", latents | group, warps),
         Case("categorical", "categorical_sample_bwd", latents | group, warps),
+        Case("categorical", "categorical_sample_bwd", latents | group | {"p_more": None}, warps),
         Case("categorical", "categorical_entropy_fwd", of_class | group, warps),
         Case("categorical", "categorical_entropy_bwd", of_class | group, warps),
         Case("categorical", "categorical_kl_fwd", latents | group, warps),
