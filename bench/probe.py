@@ -237,7 +237,7 @@ def compare(options: Options) -> dict[str, Any]:
     configs = {run: read_config(RunFolder(run).config) for run in options.runs}
     env_config, device = one_task(configs), resolve_device(options.device)
     first, seed = configs[options.runs[0]], options.seed
-    settle_arithmetic(first.train.threads, first.train.tf32)
+    settle_arithmetic(first.train.threads, first.train.precision)
     env = make_env(env_config, options.episodes, seed)
     try:
         agents = {str(run): loaded(run, configs[run], env, device) for run in options.runs}

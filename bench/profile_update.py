@@ -4,8 +4,8 @@
 
 `first` answers within three minutes what matters most: whether it runs, whether the operations
 agree with the reference, and the milliseconds of an update, with CUDA graphs and without. `all`
-adds TF32, the longest kernels of an update and the milliseconds of acting; `compiled` is the
-reference under torch.compile, which takes minutes to compile.
+adds operands of TF32 and bfloat16, the longest kernels of an update and the milliseconds of acting;
+`compiled` is the reference under torch.compile, which takes minutes to compile.
 
 Each way runs in a process of its own, with a time limit, so that one that hangs or breaks the
 device costs no other. FILE is written after each; a way that it already has, of the same commit
@@ -32,7 +32,7 @@ import tyro
 from bench.surroundings import DEVICE, surroundings
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.backend.cuda_graph import SETTLING_CALLS
-from mudreamer_fast.config import BehaviourConfig, Config, ModelConfig, ReplayConfig
+from mudreamer_fast.config import BehaviourConfig, Config, ModelConfig, Precision, ReplayConfig
 from mudreamer_fast.envs import ActionSpec, ArraySpec
 from mudreamer_fast.machine.device import settle_arithmetic
 from mudreamer_fast.run.folder import write_json
@@ -57,13 +57,12 @@ class Way(NamedTuple):
     backend: str
     graph: str
     """As train.cuda_graph."""
-    tf32: bool = False
+    precision: Precision = "float32"
 
     @property
     def name(self) -> str:
         """What it is called in the file."""
-        number = "tf32" if self.tf32 else "float32"
-        return f"{self.backend}, cuda_graph {self.graph}, {number}"
+        return f"{self.backend}, cuda_graph {self.graph}, {self.precision}"
 
 
 FIRST = (
@@ -73,7 +72,11 @@ FIRST = (
 """What tells the most comes first: the time may not suffice for all."""
 WAYS: dict[str, tuple[Way | str, ...]] = {
     "first": FIRST,
-    "all": (*FIRST, *(Way(name, "on", True) for name in ("fused", "persistent", "reference"))),
+    "all": (
+        *FIRST,
+        *(Way(name, "on", "tf32") for name in ("fused", "persistent", "reference")),
+        *(Way(name, "on", "bfloat16") for name in ("fused", "persistent", "reference")),
+    ),
     "compiled": (Way("compiled", "off"), Way("compiled", "on")),
 }
 
@@ -166,9 +169,10 @@ def longest_kernels(work: Callable[[], object]) -> dict[str, Any]:
 
 def measure(way: Way, everything: bool, short: bool, note: Callable[[Any], object]) -> None:
     """Times updates, and with `everything` acting; `note` is told what is known so far."""
-    settle_arithmetic(None, way.tf32)
+    settle_arithmetic(None, way.precision)
     config = SHORT if short else Config()
     train = replace(config.train, backend=way.backend, cuda_graph=way.graph)  # type: ignore[arg-type]
+    train = replace(train, precision=way.precision)
     config = replace(config, train=train)
     spec = {"image": ArraySpec((3, 64, 64), np.dtype(np.uint8))}
     start = time.perf_counter()

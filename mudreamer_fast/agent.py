@@ -15,6 +15,7 @@ from mudreamer_fast.acting import Acting, AgentPolicy, PolicyState
 from mudreamer_fast.actor_critic import ActorCritic
 from mudreamer_fast.backend.cuda_graph import Graphed, Tensors, capture_maker
 from mudreamer_fast.backend.load import load_ops, resolve_backend, run_sizes
+from mudreamer_fast.backend.precision import products_in
 from mudreamer_fast.config import (
     ActionChoice,
     BackendName,
@@ -105,6 +106,7 @@ class Agent:
         self.updates = 0
         self.optimisers = self._make_optimisers()
         self._metrics: tuple[str, ...] = ()
+        self._products = products_in(config.train.precision, device, self.backend)
         self._graphed = Graphed(self._learn, new_capture, graph_required)
 
     LEARNED = ("world_model", "behaviour")
@@ -241,6 +243,10 @@ class Agent:
 
     def _learn(self, inputs: Tensors) -> Tensors:
         """The whole update, on the device alone: its metrics in one tensor, named by `_metrics`."""
+        with self._products():
+            return self._learn_from(inputs)
+
+    def _learn_from(self, inputs: Tensors) -> Tensors:
         config, model, behaviour = self.config, self.world_model, self.behaviour
         adam = self.optimisers
 

@@ -14,6 +14,7 @@ from typing import Literal
 SizeName = Literal["XS", "S", "M", "L", "XL"]
 ActionChoice = Literal["sample", "mode"]
 """Actions drawn from the policy, or its most likely ones."""
+Precision = Literal["float32", "tf32", "bfloat16"]
 BackendName = Literal["auto", "reference", "compiled", "fused", "persistent"]
 
 
@@ -376,8 +377,10 @@ class TrainConfig:
     """Record a whole update, and a whole step of acting, as one CUDA graph each, and launch that
     instead of a thousand kernels; auto does with the fused operations on a GPU, and
     goes on without where that fails."""
-    tf32: bool = False
-    """Multiply matrices in TF32 on a GPU: several times as fast, with ten bits of a number's 23."""
+    precision: Precision = "float32"
+    """Operands of matrix products and convolutions in updates: float32, or tf32 or bfloat16 with 10
+    or 7 of its 23 bits, which a GPU multiplies several times as fast. All else stays float32. On a
+    CPU operands are rounded as much, to see what that does to learning."""
     threads: int | None = None
     """CPU threads for PyTorch; None leaves its own choice, less a core where overlap is on."""
     overlap: Literal["auto", "on", "off"] = "auto"

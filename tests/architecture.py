@@ -20,7 +20,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("disk.arrays", "disk.lock", "disk.manifest", "_replay"),
     ("ops.operations",),
     ("machine.device", "machine.handles", "machine.memory", "machine.seeds", "machine.signals"),
-    ("run.folder", "run.lock", "disk.checkpoint", "backend.cuda_graph"),
+    ("run.folder", "run.lock", "disk.checkpoint", "backend.cuda_graph", "backend.precision"),
     ("run.trackers",),
     ("run.metrics",),
     ("ops.distributions", "backend.selfcheck", "kernels", "disk.weights"),

@@ -89,7 +89,7 @@ PROJECTS_OWN = {
     "replay.flush_every_seconds",
     "train.prefill_steps", "train.eval_every_env_steps", "train.log_every_seconds",
     "train.checkpoint_every_seconds", "train.save_replay", "train.max_minutes", "train.device",
-    "train.backend", "train.cuda_graph", "train.tf32", "train.threads", "train.overlap",
+    "train.backend", "train.cuda_graph", "train.precision", "train.threads", "train.overlap",
     "train.seed", "train.tracker", "train.tracker_project", "train.eval_episodes",
     "train.keep_checkpoints", "train.exact_resume",
 }  # fmt: skip

@@ -27,7 +27,7 @@ from tests import (
     test_train,
     tiny_run,
 )
-from tests.backend import test_cuda_graph
+from tests.backend import test_cuda_graph, test_precision
 from tests.machine import test_device
 from tests.run import test_exact_resume, test_trackers
 from tests.tiny import settings
@@ -44,7 +44,7 @@ def made_envs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def _arithmetic() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
-    settle_arithmetic(threads, tf32=False)
+    settle_arithmetic(threads, "float32")
 
 
 @pytest.fixture
@@ -182,10 +182,10 @@ def test_backend_is_what_computes(tmp_path: Path, backend: str, ops: Any) -> Non
 
 
 @pytest.mark.usefixtures("made_envs", "_arithmetic")
-@pytest.mark.parametrize("tf32", [True, False])
-def test_tf32_is_settled_for_a_run(tmp_path: Path, tf32: bool) -> None:
-    with start(tiny_run.config(tf32=tf32), tmp_path):
-        assert torch.backends.cuda.matmul.allow_tf32 == tf32
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_precision_is_settled_for_a_run(tmp_path: Path, precision: str) -> None:
+    with start(tiny_run.config(precision=precision), tmp_path):
+        assert torch.backends.cuda.matmul.allow_tf32 == (precision != "float32")
 
 
 @pytest.mark.usefixtures("made_envs", "_arithmetic")
@@ -245,7 +245,10 @@ SHOWN = {
     ),
     "train.backend": test_backend_is_what_computes,
     "train.cuda_graph": test_cuda_graph.test_agent_learns_the_same_bitwise_from_a_graph,
-    "train.tf32": test_tf32_is_settled_for_a_run,
+    "train.precision": (
+        test_precision_is_settled_for_a_run,
+        test_precision.test_an_update_multiplies_as_it_is_told,
+    ),
     "train.threads": test_threads_are_settled_for_a_run,
     "train.overlap": test_overlap_acts_on_a_copy_while_another_thread_learns,
     "train.tracker": test_trackers.test_a_run_sends_its_scalars_and_goes_on_in_the_same_one,

@@ -181,7 +181,7 @@ def run_sizes(config: Config, embed: int, actions: int, continuous: bool) -> Siz
         layers=dims.layers,
         groups=model.groups,
         classes=model.classes,
-        tf32=config.train.tf32,
+        tf32=config.train.precision != "float32",
         continuous=continuous,
         dynamics=continuous if gradient == "auto" else gradient == "dynamics",
         batch_norm=model.batch_norm in ("posterior", "both"),

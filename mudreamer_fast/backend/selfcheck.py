@@ -74,7 +74,7 @@ class Sizes:
     classes: int
     """C."""
     tf32: bool = False
-    """Whether a GPU multiplies in TF32."""
+    """Whether a GPU multiplies in TF32; here it does for operands of bfloat16, too."""
     continuous: bool | None = None
     """Kind of the actions; None for one after the other."""
     dynamics: bool | None = None

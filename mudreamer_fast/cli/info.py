@@ -199,7 +199,7 @@ def _measure(config: Config, seconds: float) -> tuple[Timing, str]:
     collecting = seconds * COLLECTING_SHARE / 2
     device = resolve_device(config.train.device)
     threads = threads_beside_acting(config.train.threads, config.train.overlap, device)
-    settle_arithmetic(threads, config.train.tf32)
+    settle_arithmetic(threads, config.train.precision)
     env = make_env(config.env, config.env.num_envs, config.train.seed)
     try:
         length = config.replay.batch_length

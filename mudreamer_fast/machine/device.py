@@ -8,7 +8,7 @@ import subprocess
 
 import torch
 
-from mudreamer_fast.config import ConfigError
+from mudreamer_fast.config import ConfigError, Precision
 
 
 def resolve_device(name: str) -> torch.device:
@@ -43,10 +43,15 @@ def threads_beside_acting(threads: int | None, overlap: str, device: torch.devic
     return spare if 1 <= spare < torch.get_num_threads() else None
 
 
-def settle_arithmetic(threads: int | None, tf32: bool) -> None:
-    """Settle PyTorch's CPU threads, None for its own choice, and how a GPU multiplies."""
+def settle_arithmetic(threads: int | None, precision: Precision) -> None:
+    """Settle PyTorch's CPU threads, None for its own choice, and how a GPU multiplies.
+
+    It takes TF32 where operands may have fewer bits than float32; those of bfloat16, which updates
+    alone have, are `backend.precision`'s.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
+    tf32 = precision != "float32"
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32  # convolutions, which use it unless told otherwise
 

@@ -162,10 +162,20 @@ def build_config(content: Any, where: str) -> Config:
         ConfigError: an unknown field, or a value of the wrong type or out of its range.
     """
     try:
-        return typing.cast(Config, _build(Config, content, where))
+        return typing.cast(Config, _build(Config, _as_called_today(content), where))
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(where) else f"{where}: {text}") from None
+
+
+def _as_called_today(content: Any) -> Any:
+    """The same settings where one of them had another name when they were written."""
+    train = content.get("train") if isinstance(content, Mapping) else None
+    if not isinstance(train, Mapping) or not isinstance(train.get("tf32"), bool):
+        return content
+    rest = {name: value for name, value in train.items() if name != "tf32"}
+    precision = "tf32" if train["tf32"] else "float32"
+    return {**content, "train": {"precision": precision, **rest}}
 
 
 def read_result(path: Path) -> dict[str, Any]:

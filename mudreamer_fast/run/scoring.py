@@ -108,7 +108,7 @@ def score_agent(
     """
     config = agent.config
     raise_handle_limit(config.env.num_envs)
-    settle_arithmetic(config.train.threads, config.train.tf32)
+    settle_arithmetic(config.train.threads, config.train.precision)
     seed = config.train.seed if seed is None else seed
     choice = eval_policy or config.train.eval_policy
 

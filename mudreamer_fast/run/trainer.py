@@ -56,7 +56,7 @@ class Trainer:
             if resume:
                 saving.check_unfinished(self.folder, self.pace)
             threads = threads_beside_acting(config.train.threads, config.train.overlap, device)
-            settle_arithmetic(threads, config.train.tf32)
+            settle_arithmetic(threads, config.train.precision)
             check_exact_resume(config, device)
             self.config = config
             seed_everything(self._seed(SeedUse.GLOBAL))

@@ -119,13 +119,13 @@ def test_usable_cores_are_those_the_process_may_run_on(monkeypatch: pytest.Monke
 def test_arithmetic_is_settled() -> None:
     threads = torch.get_num_threads()
     try:
-        settle_arithmetic(threads + 1, tf32=True)
+        settle_arithmetic(threads + 1, "tf32")
         assert torch.get_num_threads() == threads + 1
         assert torch.backends.cuda.matmul.allow_tf32
         assert torch.backends.cudnn.allow_tf32
-        settle_arithmetic(None, tf32=False)
+        settle_arithmetic(None, "float32")
         assert torch.get_num_threads() == threads + 1
         assert not torch.backends.cuda.matmul.allow_tf32
         assert not torch.backends.cudnn.allow_tf32
     finally:
-        settle_arithmetic(threads, tf32=False)
+        settle_arithmetic(threads, "float32")

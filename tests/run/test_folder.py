@@ -33,6 +33,23 @@ def test_every_field_stands_in_the_file(tmp_path: Path) -> None:
         assert set(content[section.name]) == names
 
 
+@pytest.mark.parametrize(("tf32", "precision"), [(True, "tf32"), (False, "float32")])
+def test_a_setting_that_had_another_name_is_read(
+    tmp_path: Path, tf32: bool, precision: str
+) -> None:
+    path = tmp_path / "config.json"
+    write_config(PRESETS["quick"][1], path)
+    content = json.loads(path.read_text())
+    del content["train"]["precision"]
+    content["train"]["tf32"] = tf32
+    path.write_text(json.dumps(content))
+    assert read_config(path).train.precision == precision
+    content["train"]["tf32"] = "yes"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="unknown field 'tf32'"):
+        read_config(path)
+
+
 def test_field_that_the_file_lacks_takes_its_default(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"env": {"task": "dmc/walker_run"}}')
     assert read_config(tmp_path / "config.json") == Config(env=EnvConfig(task="dmc/walker_run"))
