@@ -331,8 +331,8 @@ def _act_bwd(
     if not shape.continuous:
         grad = grad_bounded if grad_action is None else grad_bounded + grad_action
         logits = policy.view(rows, 1, actions)
-        grad = SampleFunction.launch_backward(grad, logits, shape.unimix)
-        grad_policy += grad.view(rows, actions)
+        so_far = grad_policy.view(rows, 1, actions)
+        SampleFunction.launch_backward(grad, logits, shape.unimix, more=so_far, out=so_far)
         return
     if action.numel():
         extra = grad_bounded if grad_action is None else grad_action
