@@ -110,7 +110,6 @@ class GymEnv:
     def __init__(self, config: EnvConfig, num_envs: int, seed: int) -> None:
         check_seed(seed, num_envs)
         self.num_envs = num_envs
-        self.render_profile: str | None = None
         self._name, self._size = config.task, config.image_shape[0]
         self._seed: int | None = seed
         factory = remembered(config.task)
@@ -125,6 +124,7 @@ class GymEnv:
             # before multiprocessing would wait for workers that take no notice of its SIGTERM
             self._close = Finalize(self, _end, (self._vector,), exitpriority=10)
             self.action_spec: ActionSpec = self._vector.get_attr("action_spec")[0]
+            self.render_profile: str | None = self._vector.get_attr("render_profile")[0]
             self.left_out: list[str] = self._vector.get_attr("left_out")[0]
             """Parts of the observation that the agent does not see."""
         self.observation_spec = {

@@ -7,16 +7,18 @@ import os
 import signal
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from mudreamer_fast.config import ConfigError, EnvConfig
+from mudreamer_fast.envs import graphics
 from mudreamer_fast.envs.crafter_env import CrafterEnv
 from mudreamer_fast.envs.factories import Factory, import_factory, import_module
 from mudreamer_fast.envs.gym_spaces import ActionTranslator, ObservationTranslator, to_image
+from mudreamer_fast.envs.render_profile import ProfileName, apply_to_model
 from mudreamer_fast.envs.tasks import CRAFTER, GYMNASIUM
 from mudreamer_fast.envs.vector_env import EnvError, FloatArray, Frames
 
@@ -73,6 +75,9 @@ class GymSimulator(gymnasium.Env):  # type: ignore[misc]
             self._env.observation_space, config.observation, self._shape, config.task
         )
         self.left_out = self._seen.left_out
+        rendered = config.observation != "vector" and self._seen.image_path is None
+        self.render_profile = _settled(self._env, config.render_profile, rendered)
+        """How MuJoCo draws, where it does; None for what is drawn by others."""
         shown: dict[str, Any] = {}
         if config.observation != "vector":
             if self._seen.image_path is None and not self._draws:
@@ -173,6 +178,18 @@ class GymSimulator(gymnasium.Env):  # type: ignore[misc]
 
     def _fault(self, what: str) -> EnvError:
         return EnvError(" ".join(f"{self._place} failed: {what}".split()))
+
+
+def _settled(
+    env: Any, profile: ProfileName | Literal["auto"], rendered: bool
+) -> ProfileName | None:
+    """Has MuJoCo draw by a profile, which is given back where what it draws is observed."""
+    model = getattr(env.unwrapped, "model", None)
+    if type(model).__name__ != "MjModel":
+        return None
+    chosen = graphics.prepare(profile) if rendered else graphics.video_profile(profile)
+    apply_to_model(model, chosen)
+    return chosen if rendered else None
 
 
 def _facts(info: Any) -> dict[str, float]:

@@ -54,7 +54,7 @@ def apply_to_model(model: Any, profile: ProfileName, green: bool = False) -> Non
     """Sets the profile in a loaded MuJoCo model, before its first render.
 
     Args:
-        model: dm_control's MjModel wrapper, changed in place.
+        model: MuJoCo's MjModel, or dm_control's wrapper of one, changed in place.
         profile: what to set.
         green: whether sky and floor are drawn in nothing but green.
     """

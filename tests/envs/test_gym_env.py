@@ -30,6 +30,7 @@ from tests.envs import gym_toy
 from tests.envs.gym_toy import LENGTHS, Toy, ending, pixel, reward
 from tests.envs.rollouts import assert_same, random_actions, roll, stacked
 from tests.limits import few_files, open_files
+from tests.simulators import needs
 
 NAME = "gym:tests.envs.gym_toy:Toy"
 
@@ -111,6 +112,26 @@ def test_an_image_that_is_not_square_shows_the_whole_of_it() -> None:
     image = to_image(halves, (64, 96), "it")
     assert image.shape == (3, 64, 96)
     assert (image[..., :48].max(), image[..., 48:].min()) == (0, 200)
+
+
+@needs("dm_control")
+def test_mujoco_draws_by_the_profile_that_is_asked_for() -> None:
+    seen = {}
+    for profile in ("reference", "light", "flat"):
+        env = toy(task="gym:HalfCheetah-v5", observation="pixels", render_profile=profile, seed=1)
+        seen[profile] = env.reset().observation["image"].astype(int)
+        assert env.render_profile == profile
+        quality = env._vector.envs[0]._env.unwrapped.model.vis.quality
+        assert (quality.offsamples == 0) == (profile != "reference")
+        assert (quality.shadowsize == 0) == (profile == "flat")
+        env.close()
+    for profile in ("light", "flat"):
+        assert 0 < np.abs(seen[profile] - seen["reference"]).mean() < 20
+    env = toy(task="gym:HalfCheetah-v5", observation="vector", render_profile="auto")
+    assert env.render_profile is None
+    assert env._vector.envs[0]._env.unwrapped.model.vis.quality.offsamples == 0  # its videos
+    env.close()
+    assert toy().render_profile is None
 
 
 def test_facts_reach_episodes_and_evaluations() -> None:
