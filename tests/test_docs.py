@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mudreamer_fast.config import PRESETS
+
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
@@ -77,6 +79,11 @@ def test_code_on_the_page_about_python_is_taken_from_the_examples() -> None:
     scripts = [path.read_text() for path in (ROOT / "examples").glob("*.py")]
     assert len(blocks) > 3
     assert [block for block in blocks if not any(block in script for script in scripts)] == []
+
+
+def test_presets_are_all_explained() -> None:
+    said = (ROOT / "docs/learning.md").read_text()
+    assert [name for name in PRESETS if f"| `{name}` |" not in said] == []
 
 
 def test_readme_is_short() -> None:
