@@ -302,7 +302,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args(words[:cut])
     folder = options.folder or Path(tempfile.mkdtemp(prefix="soak-")) / "run"
-    train = [*(words[cut + 1 :] or DEFAULT), "--train.max-minutes", str(options.minutes * 2)]
+    train = [*(words[cut + 1 :] or DEFAULT), "--train.max-minutes", "None"]
     command = [
         *(sys.executable, "-m", "mudreamer_fast.cli.main", "train"),
         *(*train, "--resume-or-start", str(folder)),

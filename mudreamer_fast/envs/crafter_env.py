@@ -100,5 +100,5 @@ class CrafterEnv(gymnasium.Env):  # type: ignore[misc]
 
     def render(self) -> Frames:
         """A picture for videos."""
-        picture: Frames = self._env.render(np.array([PICTURE_SIZE, PICTURE_SIZE]))
+        picture: Frames = self._env.render((PICTURE_SIZE, PICTURE_SIZE))
         return picture

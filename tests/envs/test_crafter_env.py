@@ -76,6 +76,16 @@ def test_death_ends_an_episode_for_good_and_tells_its_achievements() -> None:
     env.close()
 
 
+def test_films_show_the_same_world_in_more_pixels() -> None:
+    env = make_env(EnvConfig("crafter/reward", action_repeat=1), 1, 3)
+    image = np.moveaxis(env.reset().observation["image"][0], 0, 2)
+    picture = env.render(128)[0]
+    assert picture.shape == (128, 128, 3)
+    small = picture.reshape(64, 2, 64, 2, 3).mean((1, 3))
+    assert np.corrcoef(small.ravel(), image.ravel())[0, 1] > 0.8
+    env.close()
+
+
 def test_a_wider_image_has_the_same_world_in_it() -> None:
     env = make_env(EnvConfig("crafter/reward", action_repeat=1, image_width=128), 1, 3)
     image = crafter.Env(seed=3, size=(128, 64)).reset()
