@@ -30,12 +30,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 import mudreamer_fast.agent as agent_module
 from bench.profile_update import ACTIONS, batch
-from bench.roofline import CARDS, Work, predicted_milliseconds
+from bench.roofline import CARDS, Work, predicted_milliseconds, tensors
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.config import Config
 from mudreamer_fast.envs import ActionSpec, ArraySpec
@@ -84,7 +83,7 @@ class Counter(TorchDispatchMode):
             return result
         fresh = any(spec.alias_info is None for spec in func._schema.returns)
         changed = func._schema.is_mutable and torch.Tag.inplace_view not in func.tags
-        if not (fresh and _tensors(result)) and not changed:
+        if not (fresh and tensors(result)) and not changed:
             return result  # a view
         flops = 0
         if packet in flop_registry:
@@ -118,7 +117,7 @@ class Counter(TorchDispatchMode):
         def begin(_: Tensor) -> None:
             self.part = part
 
-        for tensor in _tensors(tree):
+        for tensor in tensors(tree):
             if tensor.requires_grad and not tensor.is_leaf:
                 tensor.register_hook(begin)
         return tree
@@ -214,12 +213,8 @@ def with_products_of(launches: list[Launch], others: list[Launch]) -> list[Launc
     return found
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
 def _bytes(tree: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(tree))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(tree))
 
 
 Parts = dict[str, dict[str, float]]

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.profile_update import FEWER_BITS
 from bench.surroundings import surroundings
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.collect import Collector, random_policy, replay_fields
@@ -32,7 +33,6 @@ from mudreamer_fast.replay import ReplayBuffer
 from mudreamer_fast.run.folder import write_json
 
 UPDATES, COLLECTED = 200, 500
-FEWER_BITS = ("tf32", "bfloat16")
 LOSSES = (
     "world_model/loss", "world_model/loss_reward", "world_model/loss_value",
     "world_model/loss_action", "world_model/kl", "behaviour/actor_loss", "behaviour/critic_loss",

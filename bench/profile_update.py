@@ -70,12 +70,16 @@ FIRST = (
     Way("fused", "off"), Way("persistent", "off"), Way("reference", "on"),
 )  # fmt: skip
 """What tells the most comes first: the time may not suffice for all."""
+FEWER_BITS: tuple[Precision, ...] = ("tf32", "bfloat16")
 WAYS: dict[str, tuple[Way | str, ...]] = {
     "first": FIRST,
     "all": (
         *FIRST,
-        *(Way(name, "on", "tf32") for name in ("fused", "persistent", "reference")),
-        *(Way(name, "on", "bfloat16") for name in ("fused", "persistent", "reference")),
+        *(
+            Way(name, "on", precision)
+            for precision in FEWER_BITS
+            for name in ("fused", "persistent", "reference")
+        ),
     ),
     "compiled": (Way("compiled", "off"), Way("compiled", "on")),
 }
