@@ -8,6 +8,7 @@ from mudreamer_fast.agent import Agent
 from mudreamer_fast.config import Config
 from mudreamer_fast.envs import EnvError
 from mudreamer_fast.evaluate import Evaluation
+from mudreamer_fast.machine.allocator import give_back_freed_memory
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
 from mudreamer_fast.machine.signals import StopSignals
 from mudreamer_fast.run.pace import Pace
@@ -73,6 +74,7 @@ class Evaluator:
             film,
             self._stop.raise_if_received,
         )
+        give_back_freed_memory()
         self._pace.count_evaluation(self._pace.seconds - started)
         return evaluation
 

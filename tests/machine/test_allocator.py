@@ -87,3 +87,23 @@ def test_a_program_that_cannot_be_given_them_says_so() -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: no glibc here")
     assert not done.stdout
+
+
+def test_what_is_freed_between_blocks_in_use_goes_back_to_the_system() -> None:
+    program = """
+from pathlib import Path
+from mudreamer_fast.machine.allocator import give_back_freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+blocks = [b"x" * 1_000_000 for _ in range(100)]
+full = resident()
+del blocks[:-1]
+freed = resident()
+give_back_freed_memory()
+print(full - freed, freed - resident())
+"""
+    _, (before, returned) = run("-c", program, **SETTINGS)
+    assert int(before) < 5_000_000, "the settings keep what is freed"
+    assert int(returned) > 90_000_000
