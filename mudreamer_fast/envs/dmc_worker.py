@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -87,7 +88,8 @@ def main(parent_pid: int, connection_descriptor: int, memory_descriptor: int) ->
     except Exception as error:
         known = isinstance(error, ConfigError | EnvError)
         text = str(error) if known else f"{type(error).__name__}: {error}"
-        connection.send(Failure(" ".join(text.split()), isinstance(error, ConfigError)))
+        with contextlib.suppress(OSError):  # another worker's failure may have ended the parent
+            connection.send(Failure(" ".join(text.split()), isinstance(error, ConfigError)))
 
 
 def _end_with(parent_pid: int) -> None:

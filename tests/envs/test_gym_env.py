@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -40,9 +41,22 @@ def toy(num_envs: int = 1, seed: int = 0, task: str = NAME, **options: Any) -> A
     return make_env(EnvConfig(task, **options), num_envs, seed)
 
 
-@pytest.mark.parametrize("kind", ["Toy", "discrete_toy"])
-def test_action_reward_reset_and_ending_are_aligned_from_environment_to_batch(kind: str) -> None:
-    env = toy(2, seed=3, task=f"gym:tests.envs.gym_toy:{kind}")
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [
+        ("gym:tests.envs.gym_toy:Toy", "sync"),
+        ("gym:tests.envs.gym_toy:Toy", "async"),
+        ("gym:tests.envs.gym_toy:discrete_toy", "sync"),
+        pytest.param("dmc:tests.envs.dmc_toy:known", "dm_control", marks=needs("dm_control")),
+    ],
+)
+def test_action_reward_reset_and_ending_are_aligned_from_environment_to_batch(
+    kind: str, backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # dm_control's processes look into the current folder last, and other packages have `tests` too
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.chdir(tmp_path)
+    env = toy(2, seed=3, task=kind, backend=backend)
     fields = replay_fields(env.observation_spec, env.action_spec)
     replay = ReplayBuffer(fields, capacity_steps=100, num_streams=2, seed=0)
     taken: list[np.ndarray] = []
@@ -68,7 +82,7 @@ def test_action_reward_reset_and_ending_are_aligned_from_environment_to_batch(ki
             if step == 0:
                 assert not action.any()
                 assert led_here == [0, 0]
-            elif kind == "Toy":  # bounds -2..2 and 0..10
+            elif not kind.endswith("discrete_toy"):  # bounds -2..2 and 0..10
                 np.testing.assert_allclose(led_here, [2 * action[0], 5 + 5 * action[1]], atol=1e-6)
             else:
                 assert led_here == [5 + action.argmax()] * 2
@@ -79,6 +93,7 @@ def test_action_reward_reset_and_ending_are_aligned_from_environment_to_batch(ki
     assert {(s, e, ending(e)[0]) for s, e, _ in seen if e < 8} <= seen
     assert {seed for seed, *_ in seen} == {3, 4}
     np.testing.assert_array_equal(taken[0], random_policy(env.action_spec, 2, 7)({}, None, 0)[0])  # type: ignore[arg-type]
+    env.close()
 
 
 @pytest.mark.parametrize("backend", ["sync", "async"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from mudreamer_fast.config import EnvConfig
-from mudreamer_fast.envs import EnvError, dmc_env, dmc_process
+from mudreamer_fast.envs import EnvError, dmc_env, dmc_process, dmc_worker
 from mudreamer_fast.envs.dmc_env import DmcEnv
 from mudreamer_fast.envs.dmc_worker import _Worker
 from tests.envs.rollouts import random_actions
@@ -248,3 +249,13 @@ def test_workers_that_get_no_files_are_one_line_and_leave_none_open(
     with few_files(spare), pytest.raises((EnvError, OSError), match=said) as caught:
         DmcEnv(CONFIG, 20, seed=0)
     assert open_files() == before, caught  # which has kept all that the constructor held
+
+
+def test_a_worker_that_fails_after_its_parent_has_gone_says_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dmc_worker, "_end_with", lambda parent: None)
+    ours, theirs = Pipe()
+    ours.send((EnvConfig("dmc:no_such_module:make"), 0, 0, 1))
+    ours.close()
+    dmc_worker.main(0, os.dup(theirs.fileno()), -1)
