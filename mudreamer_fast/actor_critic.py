@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mudreamer_fast.config import BehaviourConfig, ModelConfig
 from mudreamer_fast.imagination import Trajectory
+from mudreamer_fast.machine.ranks import ALONE, Ranks
 from mudreamer_fast.networks import ActionHead, ScalarHead
 from mudreamer_fast.ops.operations import Operations
 
@@ -21,14 +22,16 @@ class ReturnScale(nn.Module):
 
     Args:
         decay: weight of the past in each update.
+        ranks: whose returns are taken together.
     """
 
     low: Tensor
     high: Tensor
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float, ranks: Ranks = ALONE) -> None:
         super().__init__()
         self.decay = decay
+        self._ranks = ranks
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
 
@@ -37,7 +40,8 @@ class ReturnScale(nn.Module):
         """Move the averages towards the percentiles of `returns` and give the new scale ()."""
         # Numbers sent from the host would be waited for, and could not be part of a CUDA graph.
         levels = torch.linspace(0.05, 0.95, 2, dtype=returns.dtype, device=returns.device)
-        low, high = torch.quantile(returns.detach().flatten(), levels)
+        returns = self._ranks.joined(returns.detach().flatten())
+        low, high = torch.quantile(returns, levels)
         for average, new in ((self.low, low), (self.high, high)):
             # An average that has once taken in a NaN would never lose it again.
             average.lerp_(torch.where(new.isfinite(), new, average), 1.0 - self.decay)
@@ -71,6 +75,7 @@ class ActorCritic(nn.Module):
         action_size: A.
         continuous: whether actions are continuous.
         ops: the operations, reference or fused.
+        ranks: the processes that train it.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class ActorCritic(nn.Module):
         action_size: int,
         continuous: bool,
         ops: Operations,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         self.config = behaviour
@@ -88,7 +94,7 @@ class ActorCritic(nn.Module):
         self.actor = ActionHead(config, feature_size, action_size, continuous, ops)
         self.critic = ScalarHead(config, feature_size, ops)
         self.slow_critic = self.critic.frozen_copy()
-        self.scale = ReturnScale(behaviour.return_decay)
+        self.scale = ReturnScale(behaviour.return_decay, ranks)
         gradient = behaviour.actor_gradient
         self.through_dynamics = gradient == "dynamics" or (gradient == "auto" and continuous)
 

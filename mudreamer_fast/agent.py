@@ -28,6 +28,7 @@ from mudreamer_fast.envs.vector_env import ActionSpec, ArraySpec
 from mudreamer_fast.imagination import imagine
 from mudreamer_fast.machine.device import resolve_device
 from mudreamer_fast.machine.late import LateValues
+from mudreamer_fast.machine.ranks import ALONE, Ranks
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed
 from mudreamer_fast.networks.encoder import embed_size
 from mudreamer_fast.ops.distributions import entropy_range
@@ -47,6 +48,7 @@ class Agent:
         observation_spec: of one environment, by name.
         action_spec: of one environment.
         device: where the model lives.
+        ranks: the processes that train it, each with a copy, which stay the same.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class Agent:
         observation_spec: Mapping[str, ArraySpec],
         action_spec: ActionSpec,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
+        self._ranks = ranks
         self.device = device
         self.observation_spec = dict(observation_spec)
         self.action_spec = action_spec
@@ -65,7 +69,10 @@ class Agent:
         sizes = run_sizes(config, embed_size(config.model, shapes), size, continuous)
         self.operations = resolve_backend(config.train.backend, device, sizes)
         self.backend = self.operations.name
-        new_capture = capture_maker(config.train.cuda_graph, self.backend, device)
+        # whether messages between GPUs can be recorded has not been seen yet
+        may_capture = ranks.size == 1 or config.train.cuda_graph == "on"
+        graphs = config.train.cuda_graph if may_capture else "off"
+        new_capture = capture_maker(graphs, self.backend, device)
         self.graphed = new_capture is not None
         graph_required = config.train.cuda_graph == "on"
         ops = load_ops(self.backend, dict(self.operations.replaced))
@@ -79,7 +86,9 @@ class Agent:
         }
         with torch.random.fork_rng():
             torch.manual_seed(derived_seed(config.train.seed, SeedUse.WEIGHTS))
-            world_model = WorldModel(config.model, config.behaviour, shapes, size, continuous, ops)
+            world_model = WorldModel(
+                config.model, config.behaviour, shapes, size, continuous, ops, ranks
+            )
             behaviour = ActorCritic(
                 config.model,
                 config.behaviour,
@@ -87,6 +96,7 @@ class Agent:
                 size,
                 continuous,
                 ops,
+                ranks,
             )
         self.world_model = world_model.to(device)
         self.behaviour = behaviour.to(device)
@@ -159,7 +169,7 @@ class Agent:
         def adam(
             parameters: Iterable[nn.Parameter], rate: float, section: ModelConfig | BehaviourConfig
         ) -> ClippedAdam:
-            return ClippedAdam(parameters, rate, section.adam_eps, section.clip_norm)
+            return ClippedAdam(parameters, rate, section.adam_eps, section.clip_norm, self._ranks)
 
         actor, critic = self.behaviour.actor.parameters(), self.behaviour.critic.parameters()
         optimisers = {
@@ -209,7 +219,9 @@ class Agent:
     def update(self, batch: Mapping[str, np.ndarray | Tensor]) -> LateValues:
         """Learn from one batch: the world model, then actor and critic on what it imagines.
 
-        On a GPU the update is launched, and the call does not wait for it.
+        On a GPU the update is launched, and the call does not wait for it. Where several ranks
+        train, each is given its own rows, and all call this together: what they learn is what one
+        would learn from these batches joined.
 
         Args:
             batch: observations (B, T, *shape) by name, action (B, T, A), reward, is_first and
@@ -232,13 +244,24 @@ class Agent:
         return LateValues(self._metrics, values)
 
     def _draw(self, rows: int, steps: int) -> Tensors:
-        """All randomness of an update on (B, T) steps, for N = B T rollouts."""
-        groups, horizon = self.config.model.groups, self.config.behaviour.horizon
+        """All randomness of an update on (B, T) steps, for N = B T rollouts.
+
+        All ranks draw for all; what only a rank's own rows need is cut to these.
+        """
+        groups, horizon, ranks = (
+            self.config.model.groups,
+            self.config.behaviour.horizon,
+            self._ranks,
+        )
+        rows *= ranks.size
         starts = rows * steps
+        uniforms = self._uniforms(self.generator, rows, steps, groups)
+        imagined = self._uniforms(self.generator, starts, horizon, groups)
+        noise = self.behaviour.actor.draw_noise(self.generator, starts, horizon)
         return {
-            "uniforms": self._uniforms(self.generator, rows, steps, groups),
-            "imagined_uniforms": self._uniforms(self.generator, starts, horizon, groups),
-            "action_noise": self.behaviour.actor.draw_noise(self.generator, starts, horizon),
+            "uniforms": uniforms,
+            "imagined_uniforms": ranks.own(imagined),
+            "action_noise": ranks.own(noise),
         }
 
     def _learn(self, inputs: Tensors) -> Tensors:
@@ -280,7 +303,8 @@ class Agent:
             move_average(model.slow_value, model.value, config.model.slow_value_decay)
         move_average(behaviour.slow_critic, behaviour.critic, config.behaviour.slow_critic_decay)
         self._metrics = tuple(metrics)
-        return {"metrics": torch.stack([metric.detach().float() for metric in metrics.values()])}
+        values = torch.stack([metric.detach().float() for metric in metrics.values()])
+        return {"metrics": self._ranks.mean(values)}
 
     @torch.no_grad()
     def reconstruct(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:

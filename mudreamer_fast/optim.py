@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mudreamer_fast.machine.ranks import ALONE, Ranks
+
 
 class ClippedAdam:
     """Adam with a bound on the global gradient norm.
@@ -18,13 +20,20 @@ class ClippedAdam:
         learning_rate: Adam's step size.
         eps: Adam's epsilon.
         clip_norm: the largest global norm a gradient keeps.
+        ranks: whose losses are averaged.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], learning_rate: float, eps: float, clip_norm: float
+        self,
+        parameters: Iterable[nn.Parameter],
+        learning_rate: float,
+        eps: float,
+        clip_norm: float,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.parameters = list(parameters)
         self.clip_norm = clip_norm
+        self._ranks = ranks
         # A step may be recorded in a CUDA graph.
         self.capturable = self.parameters[0].is_cuda
         self.adam = torch.optim.Adam(
@@ -39,9 +48,12 @@ class ClippedAdam:
         return self.apply(self.gradients(loss, retain_graph))
 
     def gradients(self, loss: Tensor, retain_graph: bool = False) -> tuple[Tensor | None, ...]:
-        """Gradients of `loss` () for this optimiser's parameters, None where it has no say."""
-        return torch.autograd.grad(
-            loss, self.parameters, retain_graph=retain_graph, allow_unused=True
+        """Gradients of `loss` () for this optimiser's parameters, None where it has no say.
+
+        With several ranks those of the mean of their losses.
+        """
+        return self._ranks.average(
+            torch.autograd.grad(loss, self.parameters, retain_graph=retain_graph, allow_unused=True)
         )
 
     def apply(self, gradients: Iterable[Tensor | None]) -> Tensor:

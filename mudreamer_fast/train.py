@@ -10,8 +10,11 @@ from typing import Any
 
 from mudreamer_fast.config import Config
 from mudreamer_fast.envs import with_factory
+from mudreamer_fast.machine.device import resolve_device
 from mudreamer_fast.machine.handles import raise_handle_limit
+from mudreamer_fast.machine.ranks import joined_ranks
 from mudreamer_fast.machine.signals import Stopped, StopSignals
+from mudreamer_fast.run import shares
 from mudreamer_fast.run.folder import default_run_dir
 from mudreamer_fast.run.results import TrainResult
 from mudreamer_fast.run.trainer import Trainer
@@ -58,30 +61,40 @@ def train(
         NotFiniteError: losses or gradients stay infinite or NaN, even from earlier weights.
 
     Whatever ends a run, what it had learned is saved first.
+
+    Processes that `torchrun` starts train one agent together (`run.shares`): the configuration is
+    that of the whole run, and `run_dir` that of rank 0. The others' results have no evaluation.
     """
     config = dataclasses.replace(config, env=with_factory(config.env, env))
     raise_handle_limit(config.env.num_envs)
     folder = default_run_dir(config, "own") if run_dir is None else Path(run_dir)
     with (
         StopSignals() as stop,
-        Trainer(config, folder, resume, stop, allow_other_simulator) as run,
+        joined_ranks(resolve_device(config.train.device)) as ranks,
+        Trainer(
+            config, Path(ranks.firsts(str(folder))), resume, stop, allow_other_simulator, ranks
+        ) as run,
     ):
         try:
             run.take_up()
-            run.evaluator.score_random_policy()
-            while not run.pace.finished:
+            if not ranks.index:
+                run.evaluator.score_random_policy()
+            due = shares.due(run.pace, stop, ranks)
+            while not due.end:
                 run.count(run.collect())
                 run.learn(run.agent.update)
                 run.report()
-                if run.pace.evaluation_due():
+                due = shares.due(run.pace, stop, ranks)
+                if due.evaluation:
                     run.evaluate()
-                if run.pace.checkpoint_due():
-                    run.save_meanwhile()
-                stop.raise_if_received()
+                if due.checkpoint:
+                    run.lessons.save_meanwhile()
+                if due.stop:
+                    raise Stopped
             run.save()
             return run.finish(run.evaluate(film=True))
         except BaseException as reason:
-            run.rescue()
+            run.lessons.rescue()
             if not isinstance(reason, Stopped):
                 raise
             return run.result(None)

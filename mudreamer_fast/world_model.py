@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mudreamer_fast.config import BehaviourConfig, ModelConfig
+from mudreamer_fast.machine.ranks import ALONE, Ranks
 from mudreamer_fast.networks import (
     ActionHead,
     ContinueHead,
@@ -51,6 +52,7 @@ class WorldModel(nn.Module):
         action_size: A.
         continuous: whether actions are continuous.
         ops: the operations, reference or fused.
+        ranks: the processes that train it.
     """
 
     def __init__(
@@ -61,13 +63,15 @@ class WorldModel(nn.Module):
         action_size: int,
         continuous: bool,
         ops: Operations,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         self.config = config
+        self._ranks = ranks
         self.discount, self.lam = behaviour.discount, behaviour.lam
         self.ops = ops
-        self.encoder = Encoder(config, shapes)
-        self.rssm = Rssm(config, self.encoder.size, action_size, ops)
+        self.encoder = Encoder(config, shapes, ranks)
+        self.rssm = Rssm(config, self.encoder.size, action_size, ops, ranks)
         size = self.rssm.feature_size
         self.reward = ScalarHead(config, size, ops)
         self.cont = ContinueHead(config, size, ops)
@@ -98,9 +102,11 @@ class WorldModel(nn.Module):
     def loss(self, batch: Mapping[str, Tensor], uniforms: Tensor) -> WorldModelLoss:
         """Filter a batch of sequences and score every prediction (arXiv 2405.15083, eq. 3 to 6).
 
+        With several ranks the mean of their losses is the loss of their batches joined.
+
         Args:
             batch: observations (B, T, ...), action (B, T, A), reward, is_first, is_terminal (B, T).
-            uniforms: (B, T, G), the latents' randomness.
+            uniforms: (B, T, G), the latents' randomness, those of all ranks' rows.
         """
         is_first = batch["is_first"]
         embed = self.encoder(batch)
@@ -114,7 +120,7 @@ class WorldModel(nn.Module):
         if self.action is not None:
             read = torch.cat([embed, seen.previous.feature], dim=-1)
             log_prob = self.action(read).log_prob(batch["action"])
-            action = -_masked_mean(log_prob, ~is_first)
+            action = -self._masked_mean(log_prob, ~is_first)
         dynamics, representation, divergence = self._kl_losses(seen.posterior, seen.prior)
         config = self.config
         if config.reconstruction and decoder is not None:
@@ -167,7 +173,7 @@ class WorldModel(nn.Module):
             )[:, :-1]
         each = self.value.loss(self.value(feature)[:, :-1], target)
         # A step before a first one, like the last of all, has no return of its own.
-        return _masked_mean(each, ~is_first[:, 1:])
+        return self._masked_mean(each, ~is_first[:, 1:])
 
     def _kl_losses(self, posterior: Tensor, prior: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`max(free, KL(sg(q) || p))`, `max(free, KL(q || sg(p)))`, and the plain KL, as means."""
@@ -186,14 +192,24 @@ class WorldModel(nn.Module):
         unimix = self.config.unimix
         probs = posterior.softmax(-1).flatten(0, 1)
         return {
-            "feature_std": embed.flatten(0, 1).std(0, correction=0).mean(),
-            "stoch_std": probs.std(0, correction=0).mean(),
+            "feature_std": self._spread(embed.flatten(0, 1)),
+            "stoch_std": self._spread(probs),
             "posterior_entropy": self.ops.categorical_entropy(posterior, unimix).mean(),
             "prior_entropy": self.ops.categorical_entropy(prior, unimix).mean(),
         }
 
+    def _spread(self, rows: Tensor) -> Tensor:
+        """Mean over the columns of the standard deviation over all ranks' rows."""
+        if self._ranks.size == 1:
+            return rows.std(0, correction=0).mean()
+        mean = self._ranks.mean(rows.mean(0))
+        return self._ranks.mean((rows - mean).square().mean(0)).sqrt().mean()
 
-def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `x` where `mask` holds; zero where it holds nowhere."""
-    kept = mask.to(x.dtype)
-    return (x * kept).sum() / kept.sum().clamp(min=1.0)
+    def _masked_mean(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Mean of `x` where `mask` holds; zero where it holds nowhere.
+
+        A rank's own share of the mean over all ranks: their mean is that.
+        """
+        kept = mask.to(x.dtype)
+        ranks = self._ranks
+        return (x * kept).sum() / ranks.mean(kept.sum()).clamp(min=1.0 / ranks.size)

@@ -14,7 +14,7 @@ from pathlib import Path
 PACKAGE = "mudreamer_fast"
 
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("config", "machine.allocator", "machine.late", "machine.screen"),
+    ("config", "machine.allocator", "machine.late", "machine.ranks", "machine.screen"),
     ("ops.symlog", "ops.signatures", "optim"),
     ("run.tensorboard", "run.watch", "run.guard"),
     ("disk.arrays", "disk.lock", "disk.manifest", "_replay"),
@@ -35,7 +35,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("export", "run.made_with"),
     ("learner", "run.scoring", "run.pace", "run.replay", "run.history"),
     ("run.results", "run.evaluator", "run.saving", "run.dreams"),
-    ("run.lessons", "run.card", "report", "sweep"),
+    ("run.lessons", "run.shares", "run.card", "report", "sweep"),
     ("run.trainer",),
     ("cli.predict",),
     ("train", "cli.check_env", "cli.doctor", "cli.info", "cli.videos"),
@@ -53,7 +53,14 @@ ONLY: dict[str, set[str]] = {
     "reference": {"ops.symlog", "ops.distributions", "ops.signatures"},
     "replay": {"_replay", "disk.lock", "disk.manifest"},
     "envs": {"config"},
-    "networks": {"config", "ops.symlog", "ops.distributions", "ops.signatures", "ops.operations"},
+    "networks": {
+        "config",
+        "machine.ranks",
+        "ops.symlog",
+        "ops.distributions",
+        "ops.signatures",
+        "ops.operations",
+    },
     "ops.operations": {"ops.signatures"},
     "collect": {"envs", "replay"},
     "evaluate": {"envs"},

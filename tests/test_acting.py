@@ -173,7 +173,7 @@ def test_a_run_acts_with_the_weights_from_before_the_updates_under_way(
         for _ in range(12):
             run.count(run.collector.collect(1))
             assert not different(acted[-1], at_start)
-            run._lessons.finish()
+            run.lessons.finish()
             learned = everything(run.agent.acting)
             run.learn(run.agent.update)
             if run.learner._job is not None:

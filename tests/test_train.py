@@ -40,6 +40,7 @@ from mudreamer_fast.run import replay as replay_module
 from mudreamer_fast.run.evaluator import Evaluator
 from mudreamer_fast.run.folder import read_config
 from mudreamer_fast.run.guard import BAD_UPDATES, NotFiniteError
+from mudreamer_fast.run.lessons import Lessons
 from mudreamer_fast.run.metrics import read_lines
 from mudreamer_fast.run.scoring import score_agent
 from mudreamer_fast.run.trainer import Trainer
@@ -433,7 +434,7 @@ def test_steps_are_taken_while_updates_are_under_way(
             run.count(run.collector.collect(1))
         assert (run.counters.policy_steps, run.agent.updates) == (taken + 10, 0)
         released.set()
-        run._lessons.finish()
+        run.lessons.finish()
         assert run.agent.updates == 1
 
 
@@ -462,7 +463,7 @@ def test_a_stop_during_updates_leaves_the_rest_owed(
         step(run, 8)
         monkeypatch.setattr(Agent, "update", stopping)
         step(run, 3)
-        run._lessons.finish()
+        run.lessons.finish()
         assert run.agent.updates == 1
         owed = run.counters.learning_policy_steps * config.updates_per_policy_step
         assert run.agent.updates + run.counters.update_credit == pytest.approx(owed)
@@ -845,7 +846,7 @@ def test_a_line_written_after_the_last_checkpoint_is_there_once_after_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "present", lambda *_: 1 / 0)
-    monkeypatch.setattr(trainer.Trainer, "rescue", lambda _: None)
+    monkeypatch.setattr(Lessons, "rescue", lambda _: None)
     config = tiny_run.config(eval_every_env_steps=0)
     for resume in (False, True):
         with pytest.raises(ZeroDivisionError):
@@ -864,7 +865,7 @@ def test_what_cannot_be_saved_on_the_way_out_does_not_hide_why(
     monkeypatch.setattr(saving.Saver, "save", lambda _: None)  # the one at the start
     run = start(config, tmp_path)
     monkeypatch.setattr(saving.Saver, "save", saver)
-    run.rescue()
+    run.lessons.rescue()
     run.__exit__()
     assert "warning: not saved: list index out of range" in capsys.readouterr().err
 
@@ -962,7 +963,7 @@ def test_metrics_of_an_update_are_read_when_the_next_is_launched(
     monkeypatch.setattr(Agent, "update", launched)
     with start(tiny_run.config(overlap=overlap, log_every_seconds=1e9), tmp_path) as run:
         step(run, 20)
-        run._lessons.finish()
+        run.lessons.finish()
         updates = run.agent.updates
     assert updates > 5
     expected = [("launched", 1)]

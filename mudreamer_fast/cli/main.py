@@ -318,6 +318,7 @@ def _train(words: list[str]) -> int:
         )
 
     from mudreamer_fast.disk import checkpoint
+    from mudreamer_fast.machine.ranks import is_first
     from mudreamer_fast.run.saving import RunOverError
     from mudreamer_fast.train import train
 
@@ -329,7 +330,8 @@ def _train(words: list[str]) -> int:
     def say_how_to_go_on(ended: str) -> None:
         if checkpoint.exists(folder.checkpoint):
             ended += f"; go on with: {PROGRAM} train --resume {shlex.quote(str(run_dir))}"
-        say(f"{ended}\n")
+        if is_first():
+            say(f"{ended}\n")
 
     try:
         result = train(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mudreamer_fast.config import ModelConfig
+from mudreamer_fast.machine.ranks import ALONE, Ranks
 from mudreamer_fast.networks.layers import RunningStatistics, init_weight
 from mudreamer_fast.ops.symlog import symlog
 
@@ -55,14 +56,18 @@ class NormAct(nn.Module):
         batch_norm: whether rows are normalised together, by column.
         momentum: of the running statistics.
         eps: added to the variance.
+        ranks: whose rows are normalised together.
     """
 
-    def __init__(self, size: int, batch_norm: bool, momentum: float, eps: float) -> None:
+    def __init__(
+        self, size: int, batch_norm: bool, momentum: float, eps: float, ranks: Ranks = ALONE
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.bias = nn.Parameter(torch.zeros(size))
         self.running = RunningStatistics(size, momentum) if batch_norm else None
         self.eps = eps
+        self._ranks = ranks
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., size) to the same shape."""
@@ -70,16 +75,26 @@ class NormAct(nn.Module):
             return F.silu(F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps))
         rows = x.reshape(-1, x.shape[-1])
         if self.training:
-            # F.batch_norm would hide its statistics, and a second pass costs more than the norm.
-            normed, mean, inverse_std = torch.native_batch_norm(
-                rows, self.weight, self.bias, None, None, True, 0.0, self.eps
-            )
-            var = inverse_std.detach().pow(-2) - self.eps
-            self.running.update(mean.detach()[None], var[None], len(rows), pooled=True)
+            normed, mean, var = self._normed_together(rows)
+            all_rows = len(rows) * self._ranks.size
+            self.running.update(mean.detach()[None], var.detach()[None], all_rows, pooled=True)
         else:
             mean, var = self.running.mean, self.running.var
             normed = F.batch_norm(rows, mean, var, self.weight, self.bias, False, 0.0, self.eps)
         return F.silu(normed.view_as(x))
+
+    def _normed_together(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows (N, size) normalised with those of all ranks, and the mean and variance (size,)."""
+        if self._ranks.size == 1:
+            # F.batch_norm would hide its statistics, and a second pass costs more than the norm.
+            normed, mean, inverse_std = torch.native_batch_norm(
+                rows, self.weight, self.bias, None, None, True, 0.0, self.eps
+            )
+            return normed, mean, inverse_std.detach().pow(-2) - self.eps
+        mean = self._ranks.mean(rows.mean(0))
+        centred = rows - mean
+        var = self._ranks.mean(centred.square().mean(0))
+        return centred * (var + self.eps).rsqrt() * self.weight + self.bias, mean, var
 
 
 class ConvEncoder(nn.Module):
@@ -90,9 +105,10 @@ class ConvEncoder(nn.Module):
     Args:
         config: the model's configuration.
         shape: (c, h, w) of the images.
+        ranks: the processes that train it.
     """
 
-    def __init__(self, config: ModelConfig, shape: tuple[int, ...]) -> None:
+    def __init__(self, config: ModelConfig, shape: tuple[int, ...], ranks: Ranks = ALONE) -> None:
         super().__init__()
         depth, sizes = config.dimensions.conv, halvings(*shape[1:])
         widths = [shape[0]] + [depth * 2**i for i in range(len(sizes) - 1)]
@@ -101,7 +117,7 @@ class ConvEncoder(nn.Module):
         )
         batch_norm = config.batch_norm in ("encoder", "both")
         self.norms = nn.ModuleList(
-            NormAct(width, batch_norm, config.batch_norm_momentum, config.norm_eps)
+            NormAct(width, batch_norm, config.batch_norm_momentum, config.norm_eps, ranks)
             for width in widths[1:]
         )
         self.size = widths[-1] * math.prod(sizes[-1])
@@ -124,9 +140,10 @@ class VectorEncoder(nn.Module):
     Args:
         config: the model's configuration.
         inputs: width of the vector.
+        ranks: the processes that train it.
     """
 
-    def __init__(self, config: ModelConfig, inputs: int) -> None:
+    def __init__(self, config: ModelConfig, inputs: int, ranks: Ranks = ALONE) -> None:
         super().__init__()
         dims = config.dimensions
         widths = [inputs, *[dims.hidden] * dims.layers]
@@ -135,7 +152,7 @@ class VectorEncoder(nn.Module):
         )
         batch_norm = config.batch_norm in ("encoder", "both")
         self.norms = nn.ModuleList(
-            NormAct(width, batch_norm, config.batch_norm_momentum, config.norm_eps)
+            NormAct(width, batch_norm, config.batch_norm_momentum, config.norm_eps, ranks)
             for width in widths[1:]
         )
         self.size = dims.hidden
@@ -154,15 +171,20 @@ class Encoder(nn.Module):
     Args:
         config: the model's configuration.
         shapes: shape of each observation, "image" or "vector".
+        ranks: the processes that train it.
     """
 
-    def __init__(self, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], ranks: Ranks = ALONE
+    ) -> None:
         super().__init__()
         unknown = set(shapes) - {"image", "vector"}
         if unknown or not shapes:
             raise ValueError(f"observations must be image, vector or both, got {sorted(shapes)}")
-        self.image = ConvEncoder(config, shapes["image"]) if "image" in shapes else None
-        self.vector = VectorEncoder(config, shapes["vector"][0]) if "vector" in shapes else None
+        self.image = ConvEncoder(config, shapes["image"], ranks) if "image" in shapes else None
+        self.vector = (
+            VectorEncoder(config, shapes["vector"][0], ranks) if "vector" in shapes else None
+        )
         self.size = sum(part.size for part in (self.image, self.vector) if part is not None)
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mudreamer_fast.config import ModelConfig
+from mudreamer_fast.machine.ranks import ALONE, Ranks
 from mudreamer_fast.networks.layers import (
     LinearParameters,
     NormLinearParameters,
@@ -25,15 +26,22 @@ class Rssm(nn.Module):
         embed_size: E, width of the encoder's features.
         action_size: A.
         ops: the operations, reference or fused.
+        ranks: the processes that train it.
     """
 
     def __init__(
-        self, config: ModelConfig, embed_size: int, action_size: int, ops: Operations
+        self,
+        config: ModelConfig,
+        embed_size: int,
+        action_size: int,
+        ops: Operations,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         dims = config.dimensions
         self.config = config
         self.ops = ops
+        self._ranks = ranks
         self.deter_size = dims.deter
         self.feature_size = dims.deter + config.groups * config.classes
         latents = config.groups * config.classes
@@ -80,16 +88,23 @@ class Rssm(nn.Module):
     ) -> Observed:
         """Filter sequences: `rssm_observe` with this model's parameters.
 
-        In training the batch norm's running statistics follow the batch.
+        In training the batch norm's running statistics follow the batch. Its statistics are those
+        of all ranks' rows: each rank filters all of them, and keeps its own. A step of so few rows
+        is over before the ranks could have told one another what theirs come to, twice a step.
 
         Args:
             embed: (B, T, E).
             action: (B, T, A), the action that led to each step.
             is_first: (B, T) bool.
-            uniforms: (B, T, G) in [0, 1).
+            uniforms: (B, T, G) in [0, 1); in training those of all ranks' rows.
             state: before the first step, (B,); None for an empty one.
         """
-        config = self.config
+        config, ranks = self.config, self._ranks
+        together = self.training and self.running is not None
+        if together:
+            embed, action, is_first = map(ranks.joined, (embed, action, is_first))
+        elif self.training:
+            uniforms = ranks.own(uniforms)
         norm = None
         if self.running is not None:
             use_batch = self.training and config.batch_norm_statistics == "step"
@@ -108,7 +123,10 @@ class Rssm(nn.Module):
         if self.running is not None and self.training:
             pooled = config.batch_norm_update == "pooled"
             self.running.update(observed.batch_mean, observed.batch_var, len(embed), pooled)
-        return observed
+        if not together or ranks.size == 1:
+            return observed
+        *sequences, batch_mean, batch_var = observed
+        return Observed._make([*map(ranks.own, sequences), batch_mean, batch_var])
 
     def foresee(self, start: State, action: Tensor, uniforms: Tensor) -> State:
         """Go on without seeing: `h_t = f(h_{t-1}, z_{t-1}, a_{t-1})`, `z_t ~ p(z | h_t)`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from torch import Tensor
 
@@ -75,6 +76,32 @@ class Lessons:
         for metrics in done:
             self._reporter.update(metrics)
             self._guard.check(metrics)
+
+    def save(self) -> None:
+        """Makes a checkpoint and waits until it is written."""
+        self.save_meanwhile()
+        self._saver.finish()
+
+    def save_meanwhile(self) -> None:
+        """Makes a checkpoint of what the updates under way lead to, unless that raises doubts.
+
+        It is written while the run goes on.
+        """
+        self.finish()
+        self._learner.pause()
+        if self.doubts:
+            self._reporter.message("warning: no checkpoint, as the last update was not finite")
+        else:
+            self._saver.save()
+
+    def rescue(self) -> None:
+        """Saves what was learned, whatever has ended the run; what cannot be saved is told."""
+        with suppress(Exception):  # the updates under way may be what failed
+            self.finish()
+        try:
+            self.save()
+        except Exception as error:
+            self._reporter.message(f"warning: not saved: {str(error) or type(error).__name__}")
 
     def go_back(self, reason: str) -> None:
         """Return to the weights of the last checkpoint.

@@ -30,8 +30,11 @@ class Progress:
 
     REDRAW_SECONDS = 0.5
 
-    def __init__(self, every_seconds: float, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, every_seconds: float, stream: TextIO | None = None, silent: bool = False
+    ) -> None:
         """Takes seconds between two lines where the stream is no terminal."""
+        self._silent = silent
         self._stream = stream or sys.stderr
         self._live = self._stream is not None and self._stream.isatty()
         self._every_seconds = self.REDRAW_SECONDS if self._live else every_seconds
@@ -41,7 +44,7 @@ class Progress:
     def show(self, text: Callable[[], str]) -> None:
         """Draws the line if it is time; `text` is only called then."""
         now = time.monotonic()
-        if now < self._next:
+        if now < self._next or self._silent:
             return
         self._next = now + self._every_seconds
         line = text()
@@ -55,6 +58,8 @@ class Progress:
 
     def message(self, line: str) -> None:
         """Prints a line that stays, above the live one."""
+        if self._silent:
+            return
         if self._live and self._width:
             say("\r" + " " * self._width + "\r", self._stream)
             self._width = 0
@@ -149,6 +154,7 @@ class Reporter:
         resumed_at: environment steps and seconds of the run when the checkpoint that it goes on
             from was made; None for a new run.
         policy_entropy: the lowest and the highest that the policy can have, nats.
+        silent: tell the log alone.
     """
 
     def __init__(
@@ -157,11 +163,12 @@ class Reporter:
         folder: Path,
         resumed_at: tuple[int, float] | None,
         policy_entropy: tuple[float, float],
+        silent: bool = False,
     ) -> None:
         self.config, self._folder = config, folder
-        self.progress = Progress(config.train.log_every_seconds)
+        self.progress = Progress(config.train.log_every_seconds, silent=silent)
         env_steps, seconds = resumed_at or (None, math.inf)
-        tracker = open_tracker(config, folder)
+        tracker = None if silent else open_tracker(config, folder)
         warn = self.progress.message
         self.logger = MetricsLogger(folder, env_steps, seconds, warn=warn, tracker=tracker)
         self.last_score: float | None = None

@@ -135,6 +135,7 @@ class Saver:
         batches: those drawn ahead.
         reporter: is told what fails, and how long the run waited.
         history: of the environments; None keeps none.
+        ranks: how many processes the run is shared by.
     """
 
     def __init__(
@@ -147,7 +148,9 @@ class Saver:
         batches: Prefetcher,
         reporter: Reporter,
         history: History | None,
+        ranks: int = 1,
     ) -> None:
+        self._ranks = ranks
         self._folder, self._config, self._pace = folder, config, pace
         self._agent, self._replay, self._batches = agent, replay, batches
         self._reporter, self._history = reporter, history
@@ -218,7 +221,7 @@ class Saver:
             "counters": dataclasses.asdict(self._pace.counters),
             "generators": generator_states(),
             "agent": self._agent.state_dict(),
-        }
+        } | ({"ranks": self._ranks} if self._ranks > 1 else {})
 
     def _state(self, empty: Empty) -> dict[str, Any]:
         state = self._learned()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
 
@@ -21,10 +21,11 @@ from mudreamer_fast.machine.device import (
     settle_arithmetic,
     threads_beside_acting,
 )
+from mudreamer_fast.machine.ranks import ALONE, Ranks
 from mudreamer_fast.machine.seeds import SeedUse, derived_seed, seed_everything
 from mudreamer_fast.machine.signals import StopSignals
 from mudreamer_fast.replay.prefetch import Prefetcher
-from mudreamer_fast.run import made_with, saving
+from mudreamer_fast.run import made_with, saving, shares
 from mudreamer_fast.run.evaluator import Evaluator
 from mudreamer_fast.run.folder import RunFolder, write_config
 from mudreamer_fast.run.history import check_exact_resume, open_history
@@ -40,35 +41,46 @@ class Trainer:
     """The parts of one run and the steps of its loop; `train` says in which order."""
 
     def __init__(
-        self, config: Config, run_dir: Path, resume: bool, stop: StopSignals, other_simulator: bool
+        self,
+        config: Config,
+        run_dir: Path,
+        resume: bool,
+        stop: StopSignals,
+        other_simulator: bool,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Builds everything, or raises and leaves nothing open."""
-        self.stop, self.folder = stop, RunFolder(run_dir)
+        self.stop, self.ranks = stop, ranks
+        self.folder = shares.own_folder(run_dir, ranks)
         check_that_updates_come(config)
-        device = resolve_device(config.train.device)
+        device = ranks.device(resolve_device(config.train.device))
         self._open = ExitStack()
         try:
-            self._open.enter_context(RunLock(run_dir))
-            config, saved = saving.read_saved(self.folder, config, resume)
+            self._open.enter_context(RunLock(self.folder.root))
+            config, saved = shares.read_saved(run_dir, config, resume, ranks)
             self.counters = saving.counters_of(saved, self.folder)
             self.counters.resumes += resume and not config.train.exact_resume
             self.pace = Pace(config, self.counters)
             if resume:
-                saving.check_unfinished(self.folder, self.pace)
+                saving.check_unfinished(RunFolder(run_dir), self.pace)
             threads = threads_beside_acting(config.train.threads, config.train.overlap, device)
             settle_arithmetic(threads, config.train.precision)
             check_exact_resume(config, device)
             self.config = config
             seed_everything(self._seed(SeedUse.GLOBAL))
-            self.env = make_env(config.env, config.env.num_envs, self._seed(SeedUse.COLLECT))
+            self._own = own = shares.own_share(config, ranks)
+            first = ranks.index * own.env.num_envs
+            self.env = make_env(own.env, own.env.num_envs, self._seed(SeedUse.COLLECT) + first)
             self._open.callback(self.env.close)
             made_with.check(self.folder.made_with, self.env, other_simulator)
             self.config = config = saving.with_profile(config, self.env.render_profile)
-            seed = self._seed(SeedUse.REPLAY)
-            self.replay = open_replay(config, self.env, self.folder, seed, saved)
+            seed = self._seed(SeedUse.REPLAY, self.ranks.index)
+            self.replay = open_replay(own, self.env, self.folder, seed, saved)
             self._open.callback(close_replay, self.replay)
-            self.agent = Agent(config, self.env.observation_spec, self.env.action_spec, device)
-            sizes = config.replay.batch_size, config.replay.batch_length
+            self.agent = Agent(
+                config, self.env.observation_spec, self.env.action_spec, device, ranks
+            )
+            sizes = own.replay.batch_size, own.replay.batch_length
             self.batches = Prefetcher(self.replay, *sizes, config.replay.batches_ahead, device)
             self._open.callback(self.batches.close)
             self.collector = self._make_collector()
@@ -79,18 +91,19 @@ class Trainer:
             del saved  # maps of files, which this frame would keep, if an exception kept the frame
             self.learner = self._make_learner(device)  # copies the weights that are there now
             self._open.callback(self.learner.close)
-            learning = self.agent.updates or can_learn(config, self.replay)
+            learning = self.agent.updates or can_learn(own, self.replay)
             if learning and not self.collector.handed_over:
                 self._hand_over()
             write_config(config, self.folder.config)
             made_with.write(self.folder.made_with, self.env, self.agent)
             resumed_at = (self.pace.env_steps, self.counters.seconds) if resume else None
-            self.reporter = Reporter(config, run_dir, resumed_at, self.agent.policy_entropy)
+            entropy, silent = self.agent.policy_entropy, ranks.index > 0
+            self.reporter = Reporter(config, self.folder.root, resumed_at, entropy, silent)
             self._open.callback(self.reporter.close)
             parts = self.agent, self.replay, self.batches, self.reporter, self._history
-            self._saver = saving.Saver(self.folder, config, self.pace, *parts)
+            self._saver = saving.Saver(self.folder, config, self.pace, *parts, ranks.size)
             self._open.callback(self._saver.close)
-            self._lessons = Lessons(self.learner, self.pace, self._saver, self.reporter)
+            self.lessons = Lessons(self.learner, self.pace, self._saver, self.reporter)
             if not resume:
                 self._saver.save()
                 self._saver.finish()  # from here on a run that is killed can be resumed
@@ -106,18 +119,21 @@ class Trainer:
     def __exit__(self, *error: object) -> None:
         self._open.close()
 
-    # Its parts
-
     def _make_learner(self, device: torch.device) -> Learner:
-        in_background, stop = overlaps(self.config.train.overlap, device), self.stop
-        return Learner(self.agent, self.batches, in_background, lambda: stop.received is not None)
+        in_background = overlaps(self.config.train.overlap, device)
+        return Learner(self.agent, self.batches, in_background, lambda: self._stopping)
 
     def _make_collector(self) -> Collector:
-        action, seed = self.env.action_spec, self._seed(SeedUse.PREFILL)
+        action, seed = self.env.action_spec, self._seed(SeedUse.PREFILL, self.ranks.index)
         return Collector(self.env, self.replay, random_policy(action, self.env.num_envs, seed))
 
-    def _seed(self, use: SeedUse) -> int:
-        return derived_seed(self.config.train.seed, use, self.counters.resumes)
+    def _seed(self, use: SeedUse, rank: int = 0) -> int:
+        return derived_seed(self.config.train.seed, use, self.counters.resumes) + rank
+
+    @property
+    def _stopping(self) -> bool:
+        """Whether to end early; several ranks do that together, when they ask what is due."""
+        return self.ranks.size == 1 and self.stop.received is not None
 
     def _introduce(self) -> None:
         """Says what runs, on what, and how much it learns from each step."""
@@ -136,10 +152,10 @@ class Trainer:
 
     def _hand_over(self) -> None:
         """Have the agent act from now on."""
-        state = self.learner.acting.initial_state(self.env.num_envs, self._seed(SeedUse.ACT))
+        state = self.learner.acting.initial_state(
+            self.env.num_envs, self._seed(SeedUse.ACT, self.ranks.index)
+        )
         self.collector.hand_over(self.learner.acting.act, state)
-
-    # The steps of the loop
 
     def take_up(self) -> None:
         """Bring the environments of an exact resume back; do what a stop has left undone."""
@@ -155,7 +171,9 @@ class Trainer:
         try:
             return self.collector.collect(1)
         except PolicyNotFiniteError as error:
-            self._lessons.go_back(f"{error} after update {self.agent.updates:,}")
+            if self.ranks.size > 1:  # the others' weights would stay
+                raise
+            self.lessons.go_back(f"{error} after update {self.agent.updates:,}")
             self._hand_over()
             return self.collect()
 
@@ -163,8 +181,8 @@ class Trainer:
         """Count the step just collected, which ended `episodes`."""
         for episode in episodes:
             self.reporter.episode(episode, self.pace.env_steps, self.pace.seconds)
-        learning = can_learn(self.config, self.replay)
-        self.pace.count_step(self.env.num_envs, learning)
+        learning = self.ranks.all_say(can_learn(self._own, self.replay))
+        self.pace.count_step(self.config.env.num_envs, learning)
         if learning and not self.collector.handed_over:
             self._hand_over()
 
@@ -173,9 +191,9 @@ class Trainer:
 
         What a run that left its replay behind still owes it does once that is filled again.
         """
-        due = self.counters.update_credit >= 1 and can_learn(self.config, self.replay)
-        if due and self.stop.received is None:
-            self._lessons.start(update)
+        due = self.counters.update_credit >= 1 and can_learn(self._own, self.replay)
+        if self.ranks.all_say(due and not self._stopping):
+            self.lessons.start(update)
 
     def report(self) -> None:
         """Progress to the screen, averages to the log, each when it is time."""
@@ -187,7 +205,7 @@ class Trainer:
                 counters.policy_steps,
                 counters.learning_policy_steps,
                 self.agent.updates,
-                self._lessons.skipped,
+                self.lessons.skipped,
                 self.pace.seconds,
                 self.pace.seconds_left,
                 self.learner.idle_seconds + self.batches.waited_seconds,
@@ -195,10 +213,13 @@ class Trainer:
             )
         )
 
-    def evaluate(self, film: bool = False) -> Evaluation:
-        """Score the agent; film it where pictures can be had."""
-        self._lessons.finish()
+    def evaluate(self, film: bool = False) -> Evaluation | None:
+        """Score the agent; film it where pictures can be had. Rank 0 does, and gives its score."""
+        self.lessons.finish()
         self.learner.pause()
+        if self.ranks.index:
+            self.pace.schedule_evaluation()
+            return None
         evaluation = self.evaluator.score_agent(self.agent, film)
         self.pace.schedule_evaluation()
         self._saver.save_best(fmean(evaluation.scores))
@@ -206,33 +227,13 @@ class Trainer:
 
     def save(self) -> None:
         """Makes a checkpoint and waits until it is written."""
-        self.save_meanwhile()
-        self._saver.finish()
+        self.lessons.save()
 
-    def save_meanwhile(self) -> None:
-        """Makes a checkpoint of what the updates under way lead to, unless that raises doubts.
-
-        It is written while the run goes on.
-        """
-        self._lessons.finish()
-        self.learner.pause()
-        if self._lessons.doubts:
-            self.reporter.message("warning: no checkpoint, as the last update was not finite")
-        else:
-            self._saver.save()
-
-    def rescue(self) -> None:
-        """Saves what was learned, whatever has ended the run; what cannot be saved is told."""
-        with suppress(Exception):  # the updates under way may be what failed
-            self._lessons.finish()
-        try:
-            self.save()
-        except Exception as error:
-            self.reporter.message(f"warning: not saved: {str(error) or type(error).__name__}")
-
-    def finish(self, evaluation: Evaluation) -> TrainResult:
-        """Writes scores and pictures and prints the table."""
+    def finish(self, evaluation: Evaluation | None) -> TrainResult:
+        """Writes scores and pictures and prints the table, where there is an evaluation."""
         result = self.result(evaluation)
+        if evaluation is None:
+            return result
         self.reporter.waited(
             self.batches.waited_seconds, self.learner.idle_seconds, self.pace.session_seconds
         )
