@@ -14,7 +14,8 @@ from pathlib import Path
 PACKAGE = "mudreamer_fast"
 
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("config", "machine.allocator", "machine.late", "machine.ranks", "machine.screen"),
+    ("config", "machine.allocator", "machine.late", "machine.screen"),
+    ("machine.ranks",),
     ("ops.symlog", "ops.signatures", "optim"),
     ("run.tensorboard", "run.watch", "run.guard"),
     ("disk.arrays", "disk.lock", "disk.manifest", "_replay"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mudreamer_fast.config import ConfigError
+from mudreamer_fast.machine.ranks import is_first, joined_ranks
 from tests.patience import PATIENCE_SECONDS
 from tests.ranks_program import CASES, learned
 
@@ -57,3 +60,41 @@ def test_two_ranks_learn_what_one_learns_from_the_joined_batches(folder: Path, n
         assert torch.equal(one, other), f"{name} differs between the ranks"
         worst[name] = float(((one - value) / value.abs().clamp(min=1)).abs().max())
     assert max(worst.values()) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a number of processes, got 'two'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be a number of processes, got '0'"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0"},
+            "WORLD_SIZE is 2 and LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set",
+        ),
+    ],
+)
+def test_what_torchrun_would_have_set_is_asked_for(
+    variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=expected), joined_ranks(torch.device("cpu")):
+        pass
+
+
+def test_a_process_of_its_own_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined_ranks(torch.device("cpu")) as ranks:
+        x = torch.arange(6.0).view(3, 2)
+        for same in (ranks.own(x), ranks.joined(x), ranks.total(x), ranks.mean(x)):
+            assert torch.equal(same, x)
+        assert ranks.average([x, None]) == (x, None)
+        assert ranks.tell([1, 2.5]) == [[1.0, 2.5]]
+        assert ranks.all_say(True)
+        assert not ranks.all_say(False)
+        assert ranks.firsts("word") == "word"
+        assert is_first()
+        assert ranks.device(torch.device("cuda:1")) == torch.device("cuda:1")
+        assert copy.deepcopy(ranks) is ranks

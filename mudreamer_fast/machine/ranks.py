@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mudreamer_fast.config import ConfigError
+
 PATIENCE = timedelta(days=7)
 """How long a rank waits for another one, which may be evaluating; one that has ended is known."""
 
@@ -126,12 +128,27 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
 
     Args:
         device: what the run computes on; each process of a machine takes a GPU of its own.
+
+    Raises:
+        ConfigError: some of what `torchrun` sets is missing, or there are fewer GPUs.
+        PeerLostError: the others cannot be reached.
     """
     if _started() == 1:
         yield ALONE
         return
-    cuda, gpu = device.type == "cuda", int(os.environ.get("LOCAL_RANK", "0"))
+    missing = sorted({"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys())
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and {', '.join(missing)} not set: start "
+            "several processes with torchrun, or unset WORLD_SIZE"
+        )
+    cuda, gpu = device.type == "cuda", int(os.environ["LOCAL_RANK"])
     if cuda:
+        if gpu >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {gpu} of this machine wants a GPU of its own, and there are "
+                f"{torch.cuda.device_count()}"
+            )
         torch.cuda.set_device(gpu)
     with _peers_there():
         dist.init_process_group("gloo", timeout=PATIENCE)
@@ -150,7 +167,10 @@ def is_first() -> bool:
 
 def _started() -> int:
     """How many processes `torchrun` has started together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal() or not int(size):
+        raise ConfigError(f"WORLD_SIZE must be a number of processes, got {size!r}")
+    return int(size)
 
 
 @contextmanager

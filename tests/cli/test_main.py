@@ -557,7 +557,9 @@ def test_evaluate_takes_a_run_that_was_trained_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    config = tiny_run.config()
+    config = tiny_run.config(
+        env={"action_repeat": 10}, env_steps=600, eval_episodes=1, eval_every_env_steps=400
+    )
     assert main(["train", *tiny_run.options(config, folder)]) == 0
     there = dataclasses.replace(
         config.train, device="cuda:7", backend="persistent", cuda_graph="on"
