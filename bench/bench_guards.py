@@ -50,8 +50,7 @@ def apply(adam: ClippedAdam, gradients: Iterable[Tensor | None]) -> Tensor:
         found = None if gradient is None else optim._laid_out_like(gradient, parameter)
         parameter.grad = found
     norm = nn.utils.clip_grad_norm_(adam.parameters, adam.clip_norm)
-    adam.adam.step()
-    adam.adam.zero_grad(set_to_none=True)
+    adam._move(None)
     return norm
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from mudreamer_fast.machine.ranks import ALONE, Ranks
+
+BETAS = 0.9, 0.999
+"""Shares of the past in Adam's two moments."""
 
 
 class ClippedAdam:
     """Adam with a bound on the global gradient norm.
+
+    PyTorch's own step, without its `Optimizer`, which would import its compiler first: 2 seconds.
 
     Args:
         parameters: what is trained.
@@ -32,13 +37,10 @@ class ClippedAdam:
         ranks: Ranks = ALONE,
     ) -> None:
         self.parameters = list(parameters)
-        self.clip_norm = clip_norm
+        self.learning_rate, self.eps, self.clip_norm = learning_rate, eps, clip_norm
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        """By parameter, from its first step on: `exp_avg`, `exp_avg_sq` and the number `step`."""
         self._ranks = ranks
-        # A step may be recorded in a CUDA graph.
-        self.capturable = self.parameters[0].is_cuda
-        self.adam = torch.optim.Adam(
-            self.parameters, lr=learning_rate, eps=eps, fused=True, capturable=self.capturable
-        )
 
     def step(self, loss: Tensor, retain_graph: bool = False) -> Tensor:
         """Take one step down `loss` () and give the gradient's norm before clipping ().
@@ -66,21 +68,72 @@ class ClippedAdam:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = None if gradient is None else _laid_out_like(gradient, parameter)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        # Fused Adam takes no step where this is 1: so `torch.amp.GradScaler` tells it of overflows.
-        self.adam.found_inf = 1.0 - norm.isfinite().float()  # type: ignore[attr-defined]
-        self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
+        self._move(1.0 - norm.isfinite().float())
         return norm
 
+    @torch.no_grad()
+    def _move(self, overflow: Tensor | None) -> None:
+        """Adam's step along the parameters' gradients, which are gone then; none for an overflow.
+
+        Args:
+            overflow: 1 or 0, as `torch.amp.GradScaler` tells of overflows; None for 0.
+        """
+        moved = [parameter for parameter in self.parameters if parameter.grad is not None]
+        for parameter in moved:
+            if parameter not in self.state:
+                self.state[parameter] = _first_state(parameter)
+        states = [self.state[parameter] for parameter in moved]
+        adam(
+            moved,  # type: ignore[arg-type]
+            [parameter.grad for parameter in moved],  # type: ignore[misc]
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            found_inf=overflow,
+            amsgrad=False,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            lr=self.learning_rate,
+            weight_decay=0.0,
+            eps=self.eps,
+            maximize=False,
+        )
+        for parameter in moved:
+            parameter.grad = None
+
     def state_dict(self) -> dict[str, Any]:
-        """Adam's moments and step counts."""
-        return self.adam.state_dict()
+        """Moments and step counts, as `torch.optim.Adam` numbers and names them."""
+        numbered = enumerate(self.parameters)
+        return {"state": {i: dict(self.state[p]) for i, p in numbered if p in self.state}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over copies of moments and step counts."""
-        self.adam.load_state_dict(copy.deepcopy(state))  # PyTorch would keep the tensors themselves
-        for group in self.adam.param_groups:
-            group["capturable"] = self.capturable  # a state from another device brings its own
+        """Take over copies of moments and step counts, wherever and however they lay in memory.
+
+        Raises:
+            KeyError, IndexError, ValueError: they are of other parameters.
+        """
+        taken = {}
+        for number, saved in state["state"].items():
+            parameter = self.parameters[number]
+            taken[parameter] = _first_state(parameter)
+            for name, value in taken[parameter].items():
+                if saved[name].shape != value.shape:
+                    raise ValueError(
+                        f"{name} of parameter {number} has shape {tuple(saved[name].shape)}, "
+                        f"expected {tuple(value.shape)}"
+                    )
+                value.copy_(saved[name])
+        self.state = taken
+
+
+def _first_state(parameter: Tensor) -> dict[str, Tensor]:
+    return {
+        "step": torch.zeros((), device=parameter.device),
+        "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+        "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+    }
 
 
 def _laid_out_like(gradient: Tensor, parameter: Tensor) -> Tensor:

@@ -216,7 +216,7 @@ def action_loss(agent: Agent) -> float:
 def taught(agent: Agent) -> set[str]:
     """Parts of the world model that its loss has moved."""
     agent.update(batch("both"))
-    moved = agent.optimisers["world_model"].adam.state
+    moved = agent.optimisers["world_model"].state
     names = {id(w): name for name, w in agent.world_model.named_parameters()}
     return {names[id(w)].split(".")[0] for w, state in moved.items() if state["exp_avg"].any()}
 
@@ -227,7 +227,7 @@ def learned(agent: Agent) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     weights = {name: w for module in modules for name, w in module.state_dict().items()}
     names = {id(w): name for module in modules for name, w in module.named_parameters()}
     moments = {
-        names[id(weight)]: adam.adam.state[weight]["exp_avg"]
+        names[id(weight)]: adam.state[weight]["exp_avg"]
         for adam in agent.optimisers.values()
         for weight in adam.parameters
     }

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from mudreamer_fast import optim
 from mudreamer_fast.optim import ClippedAdam, move_average
 from tests.tolerances import FUSED_ADAM, HAND, assert_close
 
@@ -60,17 +64,21 @@ def test_clipped_adam_applies_a_gradient_in_any_memory_layout_to_the_right_weigh
         assert_close(mine.detach(), other.detach(), FUSED_ADAM)
 
 
-def test_clipped_adam_copies_no_gradient_that_lies_as_its_parameter_does() -> None:
+def test_clipped_adam_copies_no_gradient_that_lies_as_its_parameter_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     contiguous = nn.Parameter(torch.randn(5, 3, 4, 2))
     channels_last = nn.Parameter(torch.randn(5, 3, 4, 2).to(memory_format=torch.channels_last))
     gradients = [torch.randn_like(contiguous), torch.randn_like(channels_last)]
     optimiser = ClippedAdam([contiguous, channels_last], 0.1, 1e-8, 1e9)
     seen: list[int] = []
-    optimiser.adam.register_step_pre_hook(
-        lambda adam, *_: seen.extend(
-            p.grad.data_ptr() for group in adam.param_groups for p in group["params"]
-        )
-    )
+    step = optim.adam
+
+    def look(parameters: list[Tensor], gradients: list[Tensor], *rest: Any, **named: Any) -> None:
+        seen.extend(gradient.data_ptr() for gradient in gradients)
+        step(parameters, gradients, *rest, **named)
+
+    monkeypatch.setattr(optim, "adam", look)
     optimiser.apply(gradients)
     assert seen == [gradient.data_ptr() for gradient in gradients]
 
@@ -107,6 +115,56 @@ def test_clipped_adam_continues_from_a_saved_state() -> None:
         one.step(quadratic(straight))
         two.step(quadratic(resumed))
     assert all(torch.equal(a, b) for a, b in zip(straight, resumed, strict=True))
+
+
+def test_clipped_adam_goes_on_from_the_state_of_pytorchs_own() -> None:
+    ours, theirs = two_parameters(), two_parameters()
+    adam = torch.optim.Adam(theirs, lr=0.1, eps=1e-3, fused=True)
+    quadratic(theirs).backward()
+    adam.step()
+    optimiser = ClippedAdam(ours, 0.1, eps=1e-3, clip_norm=1e9)
+    optimiser.load_state_dict(copy.deepcopy(adam.state_dict()))
+    with torch.no_grad():
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.copy_(other)
+    adam.zero_grad()
+    quadratic(theirs).backward()
+    adam.step()
+    optimiser.step(quadratic(ours))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    found, expected = optimiser.state_dict()["state"], adam.state_dict()["state"]
+    assert found.keys() == expected.keys()
+    for number, moments in expected.items():
+        assert found[number].keys() == moments.keys()
+        assert all(torch.equal(found[number][name], value) for name, value in moments.items())
+
+
+def test_clipped_adam_lays_loaded_moments_out_as_its_parameters() -> None:
+    channels_last = nn.Parameter(torch.randn(5, 3, 4, 2).to(memory_format=torch.channels_last))
+    optimiser = ClippedAdam([channels_last], 0.1, 1e-8, 1e9)
+    moments = torch.randn(5, 3, 4, 2)
+    state = {"step": torch.tensor(3.0), "exp_avg": moments, "exp_avg_sq": moments.square()}
+    optimiser.load_state_dict({"state": {0: state}})
+    taken = optimiser.state[channels_last]
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert taken[name].stride() == channels_last.stride()
+        assert torch.equal(taken[name], state[name])
+        assert taken[name].data_ptr() != state[name].data_ptr()
+    state["exp_avg"] = moments[:1]
+    with pytest.raises(ValueError, match=r"exp_avg of parameter 0 has shape \(1, 3, 4, 2\), expec"):
+        optimiser.load_state_dict({"state": {0: state}})
+    assert optimiser.state[channels_last] is taken
+
+
+def test_an_update_does_not_import_pytorchs_compiler() -> None:
+    """It would take 2 seconds of every start."""
+    program = (
+        "import sys, torch; from mudreamer_fast.optim import ClippedAdam\n"
+        "weight = torch.nn.Parameter(torch.ones(3)); adam = ClippedAdam([weight], 0.1, 1e-8, 1.0)\n"
+        "adam.step(weight.sum()); adam.load_state_dict(adam.state_dict())\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_move_average_keeps_the_share_of_the_past() -> None:

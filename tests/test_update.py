@@ -255,7 +255,7 @@ def test_update_looks_at_no_value(name: str, monkeypatch: pytest.MonkeyPatch) ->
     for module in (agent.world_model, agent.behaviour):
         module.to("meta")
     for optimiser in agent.optimisers.values():
-        for moments in optimiser.adam.state.values():
+        for moments in optimiser.state.values():
             moments |= {name: value.to("meta") for name, value in moments.items()}
     inputs = case.batch(1) | agent._draw(case.rows, case.steps)
     (metrics,) = agent._learn({name: x.to("meta") for name, x in inputs.items()}).values()

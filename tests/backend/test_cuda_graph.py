@@ -29,7 +29,6 @@ from mudreamer_fast.backend.cuda_graph import (
 from mudreamer_fast.config import ConfigError
 from mudreamer_fast.envs.vector_env import ActionSpec
 from mudreamer_fast.kernels.device import INTERPRETED
-from mudreamer_fast.optim import ClippedAdam
 from tests import tiny
 from tests.graph_emulator import CaptureError, EmulatedCapture
 from tests.tolerances import ALIKE
@@ -438,17 +437,6 @@ def test_copies_that_act_follow_in_the_graph_that_they_have(
         states = [state for _, state in found]
         assert np.array_equal(found[0][0], found[1][0])
     assert captures[-1].replayed == 3
-
-
-def test_adam_keeps_to_what_its_device_can_record() -> None:
-    parameter = torch.nn.Parameter(torch.ones(3))
-    adam = ClippedAdam([parameter], 0.1, 1e-8, 1.0)
-    adam.step(parameter.square().sum())
-    state = adam.state_dict()
-    assert not state["param_groups"][0]["capturable"]
-    state["param_groups"][0]["capturable"] = True
-    adam.load_state_dict(state)
-    assert not adam.adam.param_groups[0]["capturable"]
 
 
 @pytest.mark.gpu
