@@ -14,31 +14,32 @@ import torch
 import torch.distributed as dist
 
 from mudreamer_fast.agent import Agent
-from mudreamer_fast.envs.vector_env import ActionSpec
+from mudreamer_fast.envs.vector_env import ActionSpec, ArraySpec
 from mudreamer_fast.machine.ranks import ALONE, Ranks
 from tests import tiny
 
 UPDATES = 10
 ROWS = 6
-SEEN = {"image": tiny.IMAGE, "vector": tiny.VECTOR}
-CASES: dict[str, tuple[ActionSpec, dict[str, Any]]] = {
-    "the dynamics gradient": (tiny.CONTINUOUS, {"batch_norm": "both", "decoder": True}),
-    "REINFORCE": (tiny.DISCRETE, {"batch_norm": "posterior"}),
-    "layer norm": (tiny.CONTINUOUS, {"batch_norm": "none", "reconstruction": True}),
-    "running statistics": (tiny.CONTINUOUS, {"batch_norm_statistics": "running"}),
+VECTOR = {"vector": tiny.VECTOR}
+BOTH = {"image": tiny.IMAGE, "vector": tiny.VECTOR}
+CASES: dict[str, tuple[dict[str, ArraySpec], ActionSpec, dict[str, Any]]] = {
+    "the dynamics gradient": (BOTH, tiny.CONTINUOUS, {"batch_norm": "both", "decoder": True}),
+    "REINFORCE": (VECTOR, tiny.DISCRETE, {"batch_norm": "posterior"}),
+    "layer norm": (BOTH, tiny.CONTINUOUS, {"batch_norm": "none", "reconstruction": True}),
+    "running statistics": (VECTOR, tiny.CONTINUOUS, {"batch_norm_statistics": "running"}),
 }
 
 
 def learned(case: str, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Weights, averages, moments and metrics after some updates; the batches are as joined."""
-    action, model = CASES[case]
-    agent = Agent(tiny.config(model), SEEN, action, torch.device("cpu"), ranks)
+    seen, action, model = CASES[case]
+    agent = Agent(tiny.config(model), seen, action, torch.device("cpu"), ranks)
     for module in (agent.world_model, agent.behaviour):
         tiny.randomise(module, 0.1)
     mine = slice(ranks.index * ROWS // ranks.size, (ranks.index + 1) * ROWS // ranks.size)
     metrics = []
     for seed in range(UPDATES):
-        batch = tiny.batch(SEEN, action, rows=ROWS, steps=5, seed=seed)
+        batch = tiny.batch(seen, action, rows=ROWS, steps=5, seed=seed)
         metrics.append(
             agent.update({name: np.ascontiguousarray(x[mine]) for name, x in batch.items()}).read()
         )
