@@ -248,11 +248,8 @@ class Agent:
 
         All ranks draw for all; what only a rank's own rows need is cut to these.
         """
-        groups, horizon, ranks = (
-            self.config.model.groups,
-            self.config.behaviour.horizon,
-            self._ranks,
-        )
+        groups, horizon = self.config.model.groups, self.config.behaviour.horizon
+        ranks = self._ranks
         rows *= ranks.size
         starts = rows * steps
         uniforms = self._uniforms(self.generator, rows, steps, groups)

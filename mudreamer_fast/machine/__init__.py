@@ -1,1 +1,1 @@
-"""What this machine offers a run: device, memory, seeds, signals, the allocator."""
+"""What this machine offers a run: device, memory, seeds, signals, the allocator, peers."""
