@@ -105,15 +105,24 @@ class ClippedAdam:
 
     def state_dict(self) -> dict[str, Any]:
         """Moments and step counts, as `torch.optim.Adam` numbers and names them."""
-        numbered = enumerate(self.parameters)
-        return {"state": {i: dict(self.state[p]) for i, p in numbered if p in self.state}}
+        numbered = dict(enumerate(self.parameters))
+        return {
+            "state": {i: dict(self.state[p]) for i, p in numbered.items() if p in self.state},
+            "param_groups": [{"params": list(numbered)}],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over copies of moments and step counts, wherever and however they lay in memory.
 
         Raises:
-            KeyError, IndexError, ValueError: they are of other parameters.
+            ValueError: they are of other parameters.
+            KeyError: they are no moments.
         """
+        (group,) = state["param_groups"]
+        if len(group["params"]) != len(self.parameters):
+            raise ValueError(
+                f"moments of {len(group['params'])} parameters, expected {len(self.parameters)}"
+            )
         taken = {}
         for number, saved in state["state"].items():
             parameter = self.parameters[number]

@@ -144,7 +144,8 @@ def test_clipped_adam_lays_loaded_moments_out_as_its_parameters() -> None:
     optimiser = ClippedAdam([channels_last], 0.1, 1e-8, 1e9)
     moments = torch.randn(5, 3, 4, 2)
     state = {"step": torch.tensor(3.0), "exp_avg": moments, "exp_avg_sq": moments.square()}
-    optimiser.load_state_dict({"state": {0: state}})
+    group = {"params": [0]}
+    optimiser.load_state_dict({"state": {0: state}, "param_groups": [group]})
     taken = optimiser.state[channels_last]
     for name in ("exp_avg", "exp_avg_sq"):
         assert taken[name].stride() == channels_last.stride()
@@ -152,7 +153,9 @@ def test_clipped_adam_lays_loaded_moments_out_as_its_parameters() -> None:
         assert taken[name].data_ptr() != state[name].data_ptr()
     state["exp_avg"] = moments[:1]
     with pytest.raises(ValueError, match=r"exp_avg of parameter 0 has shape \(1, 3, 4, 2\), expec"):
-        optimiser.load_state_dict({"state": {0: state}})
+        optimiser.load_state_dict({"state": {0: state}, "param_groups": [group]})
+    with pytest.raises(ValueError, match="moments of 2 parameters, expected 1"):
+        optimiser.load_state_dict({"state": {}, "param_groups": [{"params": [0, 1]}]})
     assert optimiser.state[channels_last] is taken
 
 

@@ -286,7 +286,7 @@ MISFITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "moments of other parameters": (
         lambda s: s["agent"]["optimisers"].update(world_model=s["agent"]["optimisers"]["actor"]),
-        "parameter group",
+        "moments of",
     ),
     "no generators": (lambda s: s.pop("generators"), "it lacks 'generators'"),
     "a replay without steps": (lambda s: s["replay"].pop("fields"), "fields"),

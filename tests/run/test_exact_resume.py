@@ -26,6 +26,7 @@ from mudreamer_fast.run import replay as run_replay
 from mudreamer_fast.run.evaluator import Evaluator
 from mudreamer_fast.run.folder import RunFolder, read_config
 from mudreamer_fast.run.history import ActionLog
+from mudreamer_fast.run.lessons import Lessons
 from mudreamer_fast.run.metrics import read_lines
 from mudreamer_fast.run.pace import Pace
 from mudreamer_fast.run.replay import open_replay
@@ -186,7 +187,7 @@ def kill(
     with monkeypatch.context() as patch:
         patch.setattr(Pace, "checkpoint_due", due)
         patch.setattr(Trainer, "collect", die)
-        patch.setattr(Trainer, "rescue", lambda run: None)
+        patch.setattr(Lessons, "rescue", lambda run: None)
         with pytest.raises(Killed):
             train(config, folder)
     counters = checkpoint.load(folder / "checkpoint", ("counters",))["counters"]
