@@ -26,7 +26,7 @@ OBSERVATION, NUM_ENVS, REPEAT = "pixels", 4, 2
 ROUNDS = 20
 TURN_SECONDS = 0.3
 FIRST_STEPS = 20
-"""Policy steps before the first turn, which say how many of them a turn has."""
+"""Policy steps taken twice before the first turn; the second time says how many a turn has."""
 
 
 class Version:
@@ -111,6 +111,8 @@ def compare(versions: dict[str, Version], task: str, rng: np.random.Generator) -
     taken: dict[str, list[float]] = {name: [] for name in versions}
     for version in versions.values():
         version.open(task)
+    for version in versions.values():
+        version.seconds(FIRST_STEPS)  # pictures are slow to begin
     first = max(version.seconds(FIRST_STEPS) for version in versions.values())
     steps = max(1, round(FIRST_STEPS * TURN_SECONDS / first))
     for _ in range(ROUNDS):

@@ -36,7 +36,7 @@ def test_a_version_of_twice_the_speed_is_said_to_have_it() -> None:
     assert found["simulator steps/s"] == {"before": 400, "now": 800}
     for version in versions.values():
         assert version.opened == ["dmc/hopper_hop"]
-        assert version.turns == 1 + against.ROUNDS
+        assert version.turns == 2 + against.ROUNDS
 
 
 def test_what_is_missing_is_one_line(tmp_path: Path) -> None:
