@@ -129,7 +129,7 @@ def _make_plain_env(config: EnvConfig, num_envs: int, seed: int) -> VectorEnv:
         return GymEnv(config, num_envs, seed)
     if config.task.startswith(ATARI):
         try:
-            importlib.import_module("envpool")
+            _import_envpool()
         except ImportError as error:
             raise ConfigError(
                 f"{config.task} needs EnvPool, which does not import ({error}): "
@@ -147,9 +147,8 @@ def _make_plain_env(config: EnvConfig, num_envs: int, seed: int) -> VectorEnv:
     elif config.backend != "dm_control" and not in_envpool:
         missing.append("EnvPool does not play it as dm_control does")
     elif config.backend != "dm_control":
-        try_to_load_egl()
         try:
-            importlib.import_module("envpool")
+            _import_envpool()
         except ImportError as error:
             missing.append(f"EnvPool does not import ({error})")
         else:
@@ -166,3 +165,9 @@ def _make_plain_env(config: EnvConfig, num_envs: int, seed: int) -> VectorEnv:
     if config.backend == "envpool" and not in_envpool:
         remedy = "train with --env.backend dm_control"
     raise ConfigError(f"no simulator for {config.task}: {' and '.join(missing)}; {remedy}")
+
+
+def _import_envpool() -> None:
+    """Imports EnvPool, behind EGL whatever it is to play: see `graphics.try_to_load_egl`."""
+    try_to_load_egl()
+    importlib.import_module("envpool")

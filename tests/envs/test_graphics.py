@@ -192,6 +192,22 @@ print(env.reset().observation["image"].std() > 10)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
+@needs("envpool")
+@needs("dm_control")
+def test_a_game_first_and_gymnasiums_mujoco_then_do_not_break_envpools_pictures() -> None:
+    pytest.importorskip("gymnasium")
+    program = """
+from mudreamer_fast.config import EnvConfig
+from mudreamer_fast.envs import make_env
+for task in ("atari/pong", "gym:HalfCheetah-v5", "dmc/cartpole_balance"):
+    env = make_env(EnvConfig(task), 1, 0)
+    print(env.reset().observation["image"].std() > 10)
+    env.close()
+"""
+    done = run_python(program)
+    assert (done.returncode, done.stdout) == (0, "True\n" * 3), done.stderr
+
+
 @pytest.mark.parametrize("backend", EACH)
 def test_triton_can_be_imported_after_a_picture_was_drawn(backend: str) -> None:
     pytest.importorskip("triton")
