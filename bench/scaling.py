@@ -10,9 +10,7 @@ Each adds its row to OUT. A batch of the preset (size S on a GPU, `quick` on a C
 from __future__ import annotations
 
 import json
-import statistics
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.profile_update import ACTIONS, batch
+from bench.profile_update import ACTIONS, batch, timed
 from bench.surroundings import DEVICE, GPU, sized, surroundings
 from mudreamer_fast.agent import Agent
 from mudreamer_fast.config import PRESETS, Config
@@ -32,24 +30,15 @@ IMAGES = {"image": ArraySpec((3, 64, 64), np.dtype(np.uint8))}
 
 
 def milliseconds(config: Config, rows: int, ranks: Ranks) -> dict[str, Any]:
-    """Of an update from so many rows of each rank's own: median and quartiles, as rank 0 saw it."""
+    """Of an update from so many rows of each rank's own, as this rank saw it."""
     agent = Agent(config, IMAGES, ActionSpec(ACTIONS, True), ranks.device(DEVICE), ranks)
     sequences = batch(replace(config, replay=replace(config.replay, batch_size=rows)))
-    taken = []
-    for number in range(WARM_UPS + UPDATES):
-        ranks.tell([number])  # all begin together
-        begun = time.perf_counter()
-        agent.update(sequences).read()
-        taken.append(1e3 * (time.perf_counter() - begun))
-    taken = taken[WARM_UPS:]
-    low, _, high = statistics.quantiles(taken, n=4) if len(taken) > 1 else taken * 3
-    median = statistics.median(taken)
+    taken = timed(lambda: agent.update(sequences).read(), UPDATES, WARM_UPS)
     steps = rows * ranks.size * config.replay.batch_length
     return {
         "rows_of_each": rows,
-        "milliseconds": median,
-        "quartiles": [low, high],
-        "replayed_steps_per_second": 1e3 * steps / median,
+        "milliseconds": taken,
+        "replayed_steps_per_second": 1e3 * steps / taken["median"],
     }
 
 
@@ -80,7 +69,7 @@ def main(words: list[str]) -> int:
     }
     out.write_text(json.dumps(content, indent=1) + "\n")
     for name, row in found.items():
-        print(f"{ranks.size} processes, {name:8}{row['milliseconds']:9.1f} ms an update")
+        print(f"{ranks.size} processes, {name:8}{row['milliseconds']['median']:9.1f} ms an update")
     return 0
 
 

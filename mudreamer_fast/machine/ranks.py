@@ -96,9 +96,9 @@ class Ranks:
 
     def tell(self, numbers: Sequence[float]) -> list[list[float]]:
         """The numbers that each rank tells, rank 0's first; all tell as many."""
-        mine = torch.tensor(numbers, dtype=torch.float64)
         if self._beside is None:
-            return [mine.tolist()]
+            return [[*map(float, numbers)]]
+        mine = torch.tensor(numbers, dtype=torch.float64)
         told = [torch.empty_like(mine) for _ in range(self.size)]
         with _peers_there():
             dist.all_gather(told, mine, group=self._beside)

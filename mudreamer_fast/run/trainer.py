@@ -191,8 +191,8 @@ class Trainer:
 
         What a run that left its replay behind still owes it does once that is filled again.
         """
-        due = self.counters.update_credit >= 1 and can_learn(self._own, self.replay)
-        if self.ranks.all_say(due and not self._stopping):
+        due = self.counters.update_credit >= 1 and not self._stopping  # alike on all ranks
+        if due and self.ranks.all_say(can_learn(self._own, self.replay)):
             self.lessons.start(update)
 
     def report(self) -> None:
